@@ -1,0 +1,410 @@
+"""The record everything is a function over: one request to a model and its answer.
+
+In: what a client, a log reader or a store found. Out: frozen, checked values with a content id, and their JSON form.
+This file knows nothing about files, models or formats of others. `None` means "not recorded"; empty and zero mean
+empty and zero. The dataclass fields below are the one declaration: `schema_fields` walks them, and the JSON form here,
+the Arrow schema (`store.py`) and the documentation page (`docs/exchange-format.md`) are all made from that walk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.errors import DataError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Exchange",
+    "Logprobs",
+    "Message",
+    "Part",
+    "Request",
+    "Response",
+    "Sampling",
+    "Terms",
+    "Tool",
+    "ToolCall",
+    "canonical_json",
+    "from_dict",
+    "message",
+    "schema_fields",
+    "to_dict",
+]
+
+FORMAT_VERSION = 1
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+# Log-probabilities come rounded through float32, JSON and servers' own kernels; these slacks are ours.
+_LOGPROB_SLACK_NATS = 1e-3
+_MASS_SLACK = 5e-3
+
+
+def _doc(text: str, **kwargs: Any) -> Any:
+    """A dataclass field that carries its line of documentation."""
+    return field(metadata={"doc": text}, **kwargs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One piece of a message's content."""
+
+    kind: str = _doc("text, image, audio or file", default="text")
+    text: str | None = _doc("the text of a text part", default=None)
+    uri: str | None = _doc("where other media lie, or their tagged hash", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of a tool, as the model wrote it."""
+
+    id: str | None = _doc("the caller's name for this call", default=None)
+    name: str = _doc("the tool called")
+    arguments: str = _doc("its arguments: JSON text, byte for byte as written")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A tool offered to the model."""
+
+    name: str = _doc("the tool's name")
+    description: str | None = _doc("what the model was told it does", default=None)
+    parameters: str | None = _doc("JSON schema of its arguments, as text", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of a prompt."""
+
+    role: str = _doc("system, developer, user, assistant or tool")
+    content: tuple[Part, ...] = _doc("the content parts, in order", default=())
+    tool_calls: tuple[ToolCall, ...] = _doc("calls an assistant message makes", default=())
+    tool_call_id: str | None = _doc("the call a tool message answers", default=None)
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part.text or "" for part in self.content)
+
+
+def message(role: str, text: str) -> Message:
+    """A message of one text part."""
+    return Message(role=role, content=(Part(text=text),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Everything that shapes the distribution an answer is drawn from, as sent. `None`: not sent."""
+
+    temperature: float | None = _doc("divides the logits; 0 is greedy", default=None)
+    top_p: float | None = _doc("nucleus mass kept; 1 keeps all", default=None)
+    top_k: int | None = _doc("most likely tokens kept; 0 keeps all", default=None)
+    min_p: float | None = _doc("floor relative to the likeliest token; 0 is none", default=None)
+    frequency_penalty: float | None = _doc("OpenAI's frequency penalty", default=None)
+    presence_penalty: float | None = _doc("OpenAI's presence penalty", default=None)
+    repeat_penalty: float | None = _doc("llama.cpp's repeat penalty; 1 is none", default=None)
+    max_tokens: int | None = _doc("answer tokens allowed", default=None)
+    stop: tuple[str, ...] | None = _doc("strings that end the answer", default=None)
+    seed: int | None = _doc("the sampler's seed", default=None)
+    sample_index: int | None = _doc("0, 1, ... among samples of one prompt", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What the model answered."""
+
+    text: str | None = _doc("the answer's text, decoded by the server", default=None)
+    tool_calls: tuple[ToolCall, ...] = _doc("the tool calls it made", default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The terms an answer was given under, as `terms.py` found them before the first request."""
+
+    teacher: str = _doc("the entry of the table of teachers that matched")
+    status: str = _doc("allowed, conditional, forbidden or unknown")
+    licence: str | None = _doc("licence or terms document", default=None)
+    source: str | None = _doc("where that was read", default=None)
+    date: str | None = _doc("the day it was read, ISO 8601", default=None)
+    conditions: str | None = _doc("what a conditional permission asks for", default=None)
+    authorised_by: str | None = _doc("who allowed a refused use, and why", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Logprobs:
+    """Log-probabilities of the answer's tokens, in columns. T answer tokens, K kept alternatives.
+
+    They are the model's own (before temperature and truncation), in nats. The end-of-turn token, where it was
+    sampled, is the last of the T. Raises DataError when lengths disagree or values are no log-probabilities.
+    """
+
+    tokenizer: str = _doc("tagged hash of the vocabulary the ids belong to")
+    engine: str | None = _doc("what computed them, e.g. llama.cpp, torch-float32", default=None)
+    token_ids: Ints | None = _doc("(T,) chosen token ids", default=None)
+    chosen: Floats = _doc("(T,) log-probability of each chosen token, nats")
+    top_ids: Ints | None = _doc("(T, K) most likely token ids, likeliest first", default=None)
+    top: Floats | None = _doc("(T, K) their log-probabilities, nats; -inf pads", default=None)
+
+    def __post_init__(self) -> None:
+        """Coerce to contiguous int32 / float32 and check."""
+        for name, dtype in (
+            ("token_ids", np.int32),
+            ("chosen", np.float32),
+            ("top_ids", np.int32),
+            ("top", np.float32),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, np.ascontiguousarray(value, dtype=dtype))
+        problem = self._problem()
+        if problem:
+            raise DataError(
+                "logprobs", problem, "matching columns of log-probabilities in nats",
+                "Check the code or server that wrote them",
+            )  # fmt: skip
+
+    def _problem(self) -> str | None:
+        tokens = len(self.chosen)
+        if self.chosen.ndim != 1:
+            return f"`chosen` has {self.chosen.ndim} axes instead of 1"
+        if self.token_ids is not None and self.token_ids.shape != (tokens,):
+            return f"`token_ids` has shape {self.token_ids.shape}, `chosen` {self.chosen.shape}"
+        if (self.top is None) != (self.top_ids is None):
+            return "only one of `top` and `top_ids` is recorded"
+        if self.top is not None and self.top_ids is not None:
+            if self.top.ndim != 2 or self.top.shape[0] != tokens:
+                return f"`top` has shape {self.top.shape} for {tokens} tokens"
+            if self.top.shape != self.top_ids.shape:
+                return f"`top` has shape {self.top.shape}, `top_ids` {self.top_ids.shape}"
+            mass = np.exp(self.top.astype(np.float64)).sum(axis=1)
+            if not (mass <= 1 + _MASS_SLACK).all():  # also catches NaN
+                return f"the kept alternatives of a token add up to {mass.max():.4f}"
+        if not (self.chosen <= _LOGPROB_SLACK_NATS).all():
+            return f"`chosen` holds {self.chosen.max()}, which is no log-probability"
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        """Same columns, bit for bit."""
+        if not isinstance(other, Logprobs):
+            return NotImplemented
+        return all(
+            np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a is b or a == b
+            for a, b in ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
+        )  # fmt: skip
+
+    __hash__ = None  # type: ignore[assignment]  # arrays are mutable in principle
+
+    def __len__(self) -> int:
+        """T, the number of answer tokens."""
+        return len(self.chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of a model. `key` is what resuming goes by: prompt, tools, sampling, sample index."""
+
+    prompt: tuple[Message, ...]
+    sampling: Sampling
+    tools: tuple[Tool, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    terms: Terms | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Tagged hash of prompt, tools and sampling; equal to the `key` of the exchange it becomes."""
+        return _key(self.prompt, self.tools, self.sampling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """One request to a model and its answer. Equal content gives an equal `id`."""
+
+    time: datetime = _doc("when the answer was complete; aware, kept in UTC")
+    account: str | None = _doc("who asked", default=None)
+    session: str | None = _doc("the conversation it belongs to", default=None)
+    model: str = _doc("the model asked for")
+    served_model: str | None = _doc("the model that answered, as the server says", default=None)
+    prompt: tuple[Message, ...] = _doc("the messages sent")
+    tools: tuple[Tool, ...] = _doc("the tools offered", default=())
+    response: Response = _doc("the answer")
+    reasoning: str | None = _doc("reasoning text the server returned apart", default=None)
+    finish_reason: str | None = _doc("stop, length, tool_calls or content_filter", default=None)
+    sampling: Sampling = _doc("the settings sent")
+    input_tokens: int | None = _doc("prompt tokens", default=None)
+    output_tokens: int | None = _doc(
+        "answer tokens, end of turn included where sampled", default=None
+    )
+    logprobs: Logprobs | None = _doc("log-probabilities of the answer's tokens", default=None)
+    terms: Terms | None = _doc("the terms the answer was given under", default=None)
+    labels: Mapping[str, str] = _doc("small map for the user's own marks", default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Normalise the time to UTC; refuse a naive one."""
+        if self.time.tzinfo is None or self.time.utcoffset() is None:
+            raise DataError(
+                "exchange", f"`time` has no timezone ({self.time.isoformat()})", "an aware time",
+                "Add an offset to the time before making the exchange",
+            )  # fmt: skip
+        object.__setattr__(self, "time", self.time.astimezone(UTC))
+
+    @cached_property
+    def id(self) -> str:
+        """Tagged SHA-256 of the canonical content: who asked what and when, with which settings, and what came.
+
+        Token counts, log-probabilities, terms and labels are left out: they describe the content.
+        """
+        content = {
+            name: _plain(getattr(self, name))
+            for name in (
+                "time", "account", "session", "model", "served_model", "prompt", "tools", "response",
+                "reasoning", "finish_reason", "sampling",
+            )
+        }  # fmt: skip
+        return "x1:" + _digest(content)
+
+    @cached_property
+    def key(self) -> str:
+        """What resuming goes by: equal to the `key` of the `Request` that asked for it."""
+        return _key(self.prompt, self.tools, self.sampling)
+
+
+def _key(prompt: tuple[Message, ...], tools: tuple[Tool, ...], sampling: Sampling) -> str:
+    return "k1:" + _digest(
+        {"prompt": _plain(prompt), "tools": _plain(tools), "sampling": _plain(sampling)}
+    )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a plain value: sorted keys, no spaces, no absent fields, UTF-8 as it is."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+# ---- one walk over the declaration: JSON form, and what Arrow and the documentation are made from ----
+
+
+@cache
+def schema_fields(record: type) -> tuple[tuple[str, Any, str], ...]:
+    """(name, type, documentation line) of each declared field of a record class, in order."""
+    hints = typing.get_type_hints(record)
+    return tuple(
+        (f.name, hints[f.name], f.metadata.get("doc", "")) for f in dataclasses.fields(record)
+    )
+
+
+def to_dict(exchange: Exchange) -> dict[str, Any]:
+    """The JSON form: plain values, fields that are not recorded left out, version and id first."""
+    return {"version": FORMAT_VERSION, "id": exchange.id, **_plain(exchange)}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses to dicts without None fields or empty tuples, tuples to lists, times to ISO 8601."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: _plain(item) for name, item in items if item is not None}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value
+
+
+def from_dict(data: Mapping[str, Any], where: str = "exchange") -> Exchange:
+    """The exchange a JSON form stands for.
+
+    Raises:
+        DataError: another version, a missing, unknown or wrongly typed field, or an `id` that is not the content's.
+    """
+    data = dict(data)
+    version, claimed = data.pop("version", None), data.pop("id", None)
+    if version != FORMAT_VERSION:
+        raise DataError(
+            where, f"format version {version!r}", f"version {FORMAT_VERSION}",
+            "Read it with the release of Stillhouse that wrote it",
+        )  # fmt: skip
+    exchange = _build(Exchange, data, where)
+    if claimed is not None and claimed != exchange.id:
+        raise DataError(
+            where, f"id {claimed}", f"{exchange.id}, the hash of the content",
+            "The record was changed after it was written; take it from its source again",
+        )  # fmt: skip
+    return exchange
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """`value` (plain JSON) as an instance of the declared type `kind`."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _build(args[0], value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _build_record(kind, value, where)
+    try:
+        if origin is tuple:
+            return tuple(_build(args[0], item, where) for item in _of(list, value))
+        if origin is np.ndarray:
+            return np.asarray(value, dtype=np.dtype(typing.get_args(args[1])[0]))
+        if kind is datetime:
+            return datetime.fromisoformat(_of(str, value))
+        if kind is float:
+            return float(_of((int, float), value))
+        if origin is Literal or kind is Any:
+            return value
+        return dict(_of(dict, value)) if origin is Mapping else _of(kind, value)
+    except (TypeError, ValueError) as problem:
+        if isinstance(problem, DataError):
+            raise
+        raise DataError(
+            where, str(problem), f"a value of type {kind}", "Correct the field or drop the record"
+        ) from problem
+
+
+def _build_record(kind: type, value: Any, where: str) -> Any:
+    known = {name: hint for name, hint, _ in schema_fields(kind)}
+    unknown = sorted(set(_of_record(value, where)) - set(known))
+    if unknown:
+        raise DataError(
+            where, f"unknown field {unknown[0]!r} of {kind.__name__}", f"one of {', '.join(known)}",
+            "Rename the field, or keep it under `labels`",
+        )  # fmt: skip
+    try:
+        return kind(
+            **{name: _build(known[name], item, f"{where}.{name}") for name, item in value.items()}
+        )
+    except TypeError as problem:
+        raise DataError(
+            where, str(problem), f"every required field of {kind.__name__}",
+            "Add the missing field or drop the record",
+        ) from problem  # fmt: skip
+
+
+def _of(kind: Any, value: Any) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"found {value!r:.80}")
+    return value
+
+
+def _of_record(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DataError(
+            where, f"{value!r:.80}", "an object", "Correct the field or drop the record"
+        )
+    return value
