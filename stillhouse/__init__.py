@@ -1,4 +1,6 @@
-"""Stillhouse: distil a student, guard an API, audit a suspect. One documented entry per verb, resolved lazily."""
+"""Stillhouse: distil a student, guard an API, audit a suspect. One documented entry per verb,
+resolved lazily.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,26 @@
-"""Settings: one frozen model per command, each default written once, unknown keys refused with the nearest known one.
+"""Settings: one frozen model per command, each default written once, unknown keys refused with the
+nearest known one.
 
-In: YAML recipes and `key=value` overrides. Out: checked, frozen settings, and `run.yaml`, from which a run can be
-repeated. Nothing here starts work; paths are not opened.
+In: YAML recipes and `key=value` overrides. Out: checked, frozen settings, and `run.yaml`, from
+which a run can be repeated. Nothing here starts work; paths are not opened.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic.functional_validators import AfterValidator
+
+from stillhouse.errors import ConfigError, nearest
+from stillhouse.exchange import canonical_json
 
 __all__ = [
     "CollectSettings",
@@ -18,7 +29,15 @@ __all__ = [
     "Settings",
     "StudentSettings",
     "TrainSettings",
+    "changed_keys",
+    "file_hash",
+    "fingerprint",
+    "load_recipe",
+    "make",
+    "write_run",
 ]
+
+S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
@@ -29,6 +48,16 @@ class Settings(BaseModel):
     )
 
 
+def _from_base(path: Path, info: ValidationInfo) -> Path:
+    """A relative path, joined to the folder of the recipe it stands in (the current one for
+    overrides).
+    """
+    base = (info.context or {}).get("base")
+    return path if base is None else Path(os.path.normpath(Path(base) / path))
+
+
+InputPath = Annotated[Path, AfterValidator(_from_base)]
+"""A path relative to the recipe it is written in."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -36,15 +65,15 @@ Count = Annotated[int, Field(ge=1)]
 class CollectSettings(Settings):
     """What is asked of the teacher, and how."""
 
-    prompts: tuple[Path, ...] = ()
+    prompts: tuple[InputPath, ...] = ()
     """Prompt files (JSONL, text, Parquet) or folders of them."""
     exchanges: Count | None = None
     """Stop after this many exchanges in the store; None asks every prompt."""
     samples_per_prompt: Count = 1
     """Answers drawn for each prompt."""
     engine: Literal["auto", "llamacpp", "local"] = "auto"
-    """What answers for a GGUF teacher: llama.cpp's server, the de-quantised weights in torch, or whichever
-    meets the need."""
+    """What answers for a GGUF teacher: llama.cpp's server, the de-quantised weights in torch, or
+    whichever meets the need."""
     top_logprobs: Annotated[int, Field(ge=0)] = 20
     """Alternatives kept with each answer token; 0 keeps none."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -59,7 +88,7 @@ class CollectSettings(Settings):
     """Answer tokens allowed."""
     concurrency: Count = 16
     """Requests in flight (slots of the embedded server)."""
-    authorisation: Path | None = None
+    authorisation: InputPath | None = None
     """A file that names who allows a teacher whose terms refuse or are unknown, and why."""
     seed: int = 7
     """From which each request's own seed is derived."""
@@ -75,11 +104,11 @@ class StudentSettings(Settings):
     layers: Count | None = None
     """Layers kept when pruning, or made from scratch; None keeps two thirds."""
     choose: Literal["influence", "greedy"] = "influence"
-    """How the kept layers are chosen, both measured on real exchanges: by block influence, or by removing one after
-    the other whichever costs the least KL."""
+    """How the kept layers are chosen, both measured on real exchanges: by block influence, or by
+    removing one after the other whichever costs the least KL."""
     keep: tuple[int, ...] | None = None
     """Kept layers by number, when a measurement has already been made."""
-    checkpoint: Path | None = None
+    checkpoint: InputPath | None = None
     """A Hugging Face folder, for init 'checkpoint'."""
     hidden_size: Count | None = None
     """Width, for init 'scratch'."""
@@ -91,8 +120,8 @@ class TrainSettings(Settings):
     """How it is trained. The train room extends this; every key has a default."""
 
     targets: Literal["soft", "hard", "full"] = "soft"
-    """Forward KL against the kept top-k and its tail, cross-entropy on the answers, or forward KL against the local
-    teacher's full logits."""
+    """Forward KL against the kept top-k and its tail, cross-entropy on the answers, or forward KL
+    against the local teacher's full logits."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     """Peak of the schedule."""
     epochs: Annotated[float, Field(gt=0)] = 2.0
@@ -104,7 +133,7 @@ class TrainSettings(Settings):
 class EvaluateSettings(Settings):
     """How closeness is measured."""
 
-    prompts: tuple[Path, ...] = ()
+    prompts: tuple[InputPath, ...] = ()
     """Held-out prompt files; none of them may occur in training."""
     exchanges: Count | None = None
     """Held-out answers used; None uses all prompts."""
@@ -121,9 +150,161 @@ class Recipe(Settings):
     """The run's folder under `runs`."""
     teacher: str
     """Model spec of the teacher."""
+    exchanges: InputPath | None = None
+    """A store collected before; the run then asks nothing for training."""
     runs: Path = Path("runs")
     """Where runs are kept."""
     student: StudentSettings = StudentSettings()
     collect: CollectSettings = CollectSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    recorded: dict[str, Any] | None = None
+    """What a finished run wrote beside its settings (versions, hashes); not read back."""
+
+    @property
+    def folder(self) -> Path:
+        """`runs/NAME`."""
+        return self.runs / self.name
+
+
+def make(kind: type[S], data: Mapping[str, Any], *, where: str, base: Path | None = None) -> S:
+    """Checked settings from plain values.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named) or a value that does not fit.
+    """
+    try:
+        return kind.model_validate(dict(data), context={"base": base})
+    except ValidationError as problem:
+        raise _config_error(kind, problem, where) from None
+
+
+def _config_error(kind: type[Settings], problem: ValidationError, where: str) -> ConfigError:
+    """The first complaint of pydantic in the four parts of our errors."""
+    first = problem.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(kind, path[:-1])
+        return ConfigError(
+            f"{where}, key '{key}'", "no such setting", f"one of: {', '.join(known)}",
+            nearest(path[-1], known),
+        )  # fmt: skip
+    if first["type"] == "missing":
+        return ConfigError(where, f"no '{key}'", f"the setting '{key}'", f"Add '{key}: ...'")
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(
+        f"{where}, key '{key}'", repr(first["input"]), message[0].lower() + message[1:],
+        f"Correct the value of '{key}'",
+    )  # fmt: skip
+
+
+def _known_keys(kind: type[Settings], path: list[str]) -> list[str]:
+    """The setting names at a place inside nested settings."""
+    for part in path:
+        inner = kind.model_fields[part].annotation if part in kind.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, Settings)):
+            break
+        kind = inner
+    return list(kind.model_fields)
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a YAML file, with `key=value` overrides (dotted keys, YAML values) laid over
+    it.
+
+    Paths in the file are relative to the file, paths in overrides to the current folder.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a wrong value, an override that is not
+        `key=value`.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            str(path), "no such file", "a recipe in YAML",
+            "Check the path; examples/quickstart.yaml is one to start from",
+        ) from None  # fmt: skip
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(str(path), str(problem), "a readable recipe", "Check the path") from None
+    except yaml.YAMLError as problem:
+        raise ConfigError(
+            str(path), " ".join(str(problem).split()), "a recipe in YAML", "Correct the line named"
+        ) from None
+    if not isinstance(data, dict):
+        raise ConfigError(str(path), f"{data!r:.60}", "settings as `key: value`", "Write a recipe")
+    recipe = make(Recipe, data, where=str(path), base=path.parent)
+    merged = recipe.model_dump(exclude_unset=True)
+    overrides = list(overrides)
+    for override in overrides:
+        _lay_over(merged, override)
+    return make(Recipe, merged, where="override" if overrides else str(path), base=Path())
+
+
+def _lay_over(data: dict[str, Any], override: str) -> None:
+    """Write one `a.b=value` into nested settings."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"override '{override}'", "no 'key=value'", "for example train.epochs=3",
+            "Write the setting's dotted name, '=' and its value",
+        )  # fmt: skip
+    for part in parts[:-1]:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"override '{override}'", f"'{part}' has no settings inside", "a dotted key",
+                f"Known: {', '.join(Recipe.model_fields)}",
+            )  # fmt: skip
+        data = inner
+    value = yaml.safe_load(text) if text.strip() else None
+    data[parts[-1]] = [value] if parts[-1] == "prompts" and isinstance(value, str) else value
+
+
+def fingerprint(*parts: Any) -> str:
+    """Tagged hash of plain values: equal inputs of a stage have equal fingerprints."""
+    return "f1:" + hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Tagged SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for each setting that differs, nested ones dotted."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def write_run(path: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
+    """Write `run.yaml`: every setting as resolved, versions and input hashes; `distill run.yaml`
+    repeats the run.
+    """
+    packages = ("stillhouse", "torch", "transformers", "xllamacpp", "pyarrow", "numpy")
+    recorded = {
+        "versions": {"python": platform.python_version()}
+        | {name: found for name in packages if (found := _version(name))},
+        "inputs": dict(inputs),
+    }
+    data = recipe.model_dump(mode="json", exclude={"recorded"}) | {"recorded": recorded}
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial.replace(path)
+
+
+def _version(package: str) -> str | None:
+    """The installed version, or None where the package is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -10,8 +10,9 @@
     ├── TermsError        exit 5   the person who answers for the teacher's terms
     └── EvidenceError     exit 3   the person who reads the numbers: too little to conclude from
 
-Every message has four parts: where, what was found, what was expected, what to do. To add one: subclass the branch of
-the person who must act, raise it with all four parts, and write the test that reaches the raise.
+Every message has four parts: where, what was found, what was expected, what to do. To add one:
+subclass the branch of the person who must act, raise it with all four parts, and write the test
+that reaches the raise.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ __all__ = [
 
 
 class StillhouseError(Exception):
-    """Root of every error a user can act on; `cli.main` prints it on one line and exits with `exit_code`."""
+    """Root of every error a user can act on; `cli.main` prints it on one line and exits with
+    `exit_code`.
+    """
 
     exit_code = 1
 

@@ -1,7 +1,9 @@
-"""The one protocol every model serves: teacher, student, suspect and reference are roles, not classes.
+"""The one protocol every model serves: teacher, student, suspect and reference are roles, not
+classes.
 
-In: requests (prompt and sampling) or exchanges whose text is to be scored. Out: exchanges, log-probabilities, logits.
-Nothing here loads a model; `stillhouse.models.open_model(spec, need=...)` does.
+In: requests (prompt and sampling) or exchanges whose text is to be scored. Out: exchanges,
+log-probabilities, logits. Nothing here loads a model; `stillhouse.models.open_model(spec,
+need=...)` does.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class Need:
             word
             for word, met in (
                 ("text", can.text or not self.text),
-                (f"top-{self.top_logprobs} log-probabilities", can.top_logprobs >= self.top_logprobs),
-                ("scoring of given text", can.scoring or not self.scoring),
+                (f"top-{self.top_logprobs} log-probabilities", can.top_logprobs >=
+                self.top_logprobs), ("scoring of given text", can.scoring or not self.scoring),
                 ("full logits", can.full_logits or not self.full_logits),
             )
             if not met
@@ -76,7 +78,9 @@ class Failure:
     request: Request
     error: ModelError
     retryable: bool
-    """Whether asking again later could help (server gone), or not (prompt longer than the context)."""
+    """Whether asking again later could help (server gone), or not (prompt longer than the
+    context).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,9 @@ class Scored:
 
 @runtime_checkable
 class Model(Protocol):
-    """Whatever answers or scores. Use it as a context manager: servers and weights are released on exit."""
+    """Whatever answers or scores. Use it as a context manager: servers and weights are released on
+    exit.
+    """
 
     spec: str
     """The spec it was opened by."""
@@ -106,14 +112,17 @@ class Model(Protocol):
     ) -> Iterator[Exchange | Failure]:
         """Exchanges as they finish, in any order; requests are drawn lazily, as slots become free.
 
-        Raises CapabilityError before the first request, TransportError when the model is gone for good.
+        Raises CapabilityError before the first request, TransportError when the model is gone for
+        good.
         """
         ...
 
     def score(
         self, exchanges: Sequence[Exchange], *, top_logprobs: int = 0
     ) -> Iterator[tuple[int, Logprobs]]:
-        """(index, log-probabilities of the exchange's own answer), in any order; prompts are not scored."""
+        """(index, log-probabilities of the exchange's own answer), in any order; prompts are not
+        scored.
+        """
         ...
 
     def distributions(self, exchanges: Sequence[Exchange]) -> Iterator[Scored]:
