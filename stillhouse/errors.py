@@ -58,7 +58,7 @@ class StillhouseError(Exception):
         found, expected, todo = (
             part.rstrip(". ") for part in (self.found, self.expected, self.todo)
         )
-        return f"{self.where}: {found}. Expected {expected}. {todo}."
+        return f"{self.where}: {found}. Expected {expected}. {todo}{'' if todo[-1:] == '?' else '.'}"
 
 
 class ConfigError(StillhouseError, ValueError):

@@ -1,0 +1,85 @@
+"""The command line: `stillhouse VERB`. Commands are imported when they are run, so that `--help` is instant.
+
+In: arguments. Out: results on stdout, progress and errors on stderr, an exit code: 0 done, 1 a defect of ours, 2 usage
+or configuration, 3 data, 4 model or network, 5 refused by terms, 130 interrupted. Only this file catches our errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from stillhouse import __version__
+from stillhouse.errors import StillhouseError
+
+__all__ = ["app", "main"]
+
+app = cyclopts.App(
+    name="stillhouse",
+    help="Distil a student from a teacher whose terms allow it, and measure how close it came.",
+    version=__version__,
+    help_epilogue="Every command takes --json (results on stdout) and --traceback (for our own defects).",
+)
+for _name, _line in {
+    "distill": "Run a whole recipe: weights, answers, training, evaluation, report.",
+    "collect": "Ask a teacher prompts, keep its answers and their log-probabilities.",
+    "train": "Train the recipe's student on the exchanges collected.",
+    "evaluate": "Measure how close the recipe's student came to its teacher.",
+    "report": "Write a run's report.json and report.html again, or print it.",
+    "chat": "Talk to any model or finished run.",
+}.items():
+    app.command(f"stillhouse.cli.{_name}:{_name}", name=_name, help=_line)
+models = cyclopts.App(name="models", help="Manage the weights of embedded models.")
+models.command("stillhouse.cli.models:list_models", name="list", help="The models known by name.")
+models.command("stillhouse.cli.models:pull", name="pull", help="Fetch a model's weights once.")
+models.command("stillhouse.cli.models:show", name="show", help="Everything known about a model.")
+app.command(models)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--traceback" in arguments:
+        arguments.remove("--traceback")
+        os.environ["STILLHOUSE_TRACEBACK"] = "1"
+    try:
+        app(arguments, exit_on_error=False, print_error=True)
+    except cyclopts.CycloptsError:
+        return 2  # cyclopts has printed what was wrong with the usage
+    except StillhouseError as error:
+        if os.environ.get("STILLHOUSE_TRACEBACK"):
+            raise
+        _print_error(error, as_json="--json" in arguments)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nStopped. What was done is kept; run the same command to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `stillhouse ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _print_error(error: StillhouseError, *, as_json: bool) -> None:
+    """One line for people, one object for programs."""
+    if as_json:
+        parts = {
+            "kind": type(error).__name__, "exit_code": error.exit_code, "where": error.where,
+            "found": error.found, "expected": error.expected, "todo": error.todo,
+        }  # fmt: skip
+        print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+
+
+def script() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()

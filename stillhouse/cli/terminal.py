@@ -1,0 +1,142 @@
+"""What the commands show: progress on stderr, results on stdout.
+
+On a terminal a live bar with the time left; elsewhere (a log file, CI) a plain line at each stage's start and end and
+every ten seconds between. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from stillhouse.report import Progress, Silent
+
+__all__ = ["Common", "duration", "emit", "make_progress", "table"]
+
+_LINE_EVERY_SECONDS = 10.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """Options every command takes."""
+
+    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON on stdout.")] = (
+        False
+    )
+    quiet: Annotated[bool, Parameter(negative="", help="No progress on stderr.")] = False
+
+
+def duration(seconds: float) -> str:
+    """`7 s`, `2 min 05 s`, `1 h 12 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def emit(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """The result on stdout: as JSON, or in the given lines."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=2, default=str))
+    else:
+        for line in lines:
+            print(line)
+
+
+def table(rows: list[list[str]]) -> list[str]:
+    """Lines of left-aligned columns; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]  # fmt: skip
+
+
+def make_progress(*, quiet: bool) -> Progress:
+    """A bar on a terminal, lines elsewhere, silence when asked for."""
+    if quiet:
+        return Silent()
+    return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+class _Lines:
+    """Progress as plain lines on stderr."""
+
+    def __init__(self) -> None:
+        self._stage, self._total, self._unit = "", None, ""
+        self._began = self._spoke = time.monotonic()
+
+    def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._began = self._spoke = time.monotonic()
+        size = f" ({total:g} {unit})" if total else ""
+        self.say(f"  {stage}{size} ...")
+
+    def advance(self, done: float, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._spoke < _LINE_EVERY_SECONDS:
+            return
+        self._spoke = now
+        parts = [f"{done:g} {self._unit}".strip()]
+        if self._total:
+            left = (now - self._began) * (self._total - done) / done if done else None
+            parts = [f"{done / self._total:4.0%}", f"{done:g} of {self._total:g} {self._unit}".strip()]  # fmt: skip
+            parts += [f"about {duration(left)} left"] if left is not None else []
+        self.say(f"  {self._stage}: " + ", ".join(parts + ([note] if note else [])))
+
+    def finish(self, note: str = "") -> None:
+        took = duration(time.monotonic() - self._began)
+        self.say(f"  {self._stage}: done in {took}" + (f"; {note}" if note else ""))
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class _Bar:
+    """Progress as one live line on stderr, left behind as a plain line when a stage is done."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage, self._began = "", time.monotonic()
+
+    def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # fmt: skip
+
+        self._close()
+        self._stage, self._began = stage, time.monotonic()
+        counts = [TextColumn("{task.completed:g}/{task.total:g} " + unit)] if total else []
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), *counts,
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=self._console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task(stage, total=total, note="")
+        self._bar.start()
+
+    def advance(self, done: float, note: str = "") -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+
+    def finish(self, note: str = "") -> None:
+        self._close()
+        took = duration(time.monotonic() - self._began)
+        self.say(f"  [green]✓[/] {self._stage} [dim]({took}{'; ' + note if note else ''})[/]")
+
+    def say(self, line: str) -> None:
+        self._console.print(line)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
