@@ -187,16 +187,20 @@ def _config_error(kind: type[Settings], problem: ValidationError, where: str) ->
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, path[:-1])
         return ConfigError(
-            f"{where}, key '{key}'", "no such setting", f"one of: {', '.join(known)}",
+            f"{where}, key '{key}'",
+            "no such setting",
+            f"one of: {', '.join(known)}",
             nearest(path[-1], known),
-        )  # fmt: skip
+        )
     if first["type"] == "missing":
         return ConfigError(where, f"no '{key}'", f"the setting '{key}'", f"Add '{key}: ...'")
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(
-        f"{where}, key '{key}'", repr(first["input"]), message[0].lower() + message[1:],
+        f"{where}, key '{key}'",
+        repr(first["input"]),
+        message[0].lower() + message[1:],
         f"Correct the value of '{key}'",
-    )  # fmt: skip
+    )
 
 
 def _known_keys(kind: type[Settings], path: list[str]) -> list[str]:
@@ -223,9 +227,11 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            str(path), "no such file", "a recipe in YAML",
+            str(path),
+            "no such file",
+            "a recipe in YAML",
             "Check the path; examples/quickstart.yaml is one to start from",
-        ) from None  # fmt: skip
+        ) from None
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(str(path), str(problem), "a readable recipe", "Check the path") from None
     except yaml.YAMLError as problem:
@@ -248,16 +254,20 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(
-            f"override '{override}'", "no 'key=value'", "for example train.epochs=3",
+            f"override '{override}'",
+            "no 'key=value'",
+            "for example train.epochs=3",
             "Write the setting's dotted name, '=' and its value",
-        )  # fmt: skip
+        )
     for part in parts[:-1]:
         inner = data.setdefault(part, {})
         if not isinstance(inner, dict):
             raise ConfigError(
-                f"override '{override}'", f"'{part}' has no settings inside", "a dotted key",
+                f"override '{override}'",
+                f"'{part}' has no settings inside",
+                "a dotted key",
                 f"Known: {', '.join(Recipe.model_fields)}",
-            )  # fmt: skip
+            )
         data = inner
     value = yaml.safe_load(text) if text.strip() else None
     data[parts[-1]] = [value] if parts[-1] == "prompts" and isinstance(value, str) else value

@@ -1,1 +1,3 @@
-"""The command line: `main` and one file per command. Everything may be imported here; nobody imports this room."""
+"""The command line: `main` and one file per command. Everything may be imported here; nobody
+imports this room.
+"""

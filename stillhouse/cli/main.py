@@ -1,7 +1,9 @@
-"""The command line: `stillhouse VERB`. Commands are imported when they are run, so that `--help` is instant.
+"""The command line: `stillhouse VERB`. Commands are imported when they are run, so that `--help`
+is instant.
 
-In: arguments. Out: results on stdout, progress and errors on stderr, an exit code: 0 done, 1 a defect of ours, 2 usage
-or configuration, 3 data, 4 model or network, 5 refused by terms, 130 interrupted. Only this file catches our errors.
+In: arguments. Out: results on stdout, progress and errors on stderr, an exit code: 0 done, 1 a
+defect of ours, 2 usage or configuration, 3 data, 4 model or network, 5 refused by terms, 130
+interrupted. Only this file catches our errors.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ app = cyclopts.App(
     name="stillhouse",
     help="Distil a student from a teacher whose terms allow it, and measure how close it came.",
     version=__version__,
-    help_epilogue="Every command takes --json (results on stdout) and --traceback (for our own defects).",
+    help_epilogue="Every command takes --json (result on stdout) and --traceback (our defects).",
 )
 for _name, _line in {
     "distill": "Run a whole recipe: weights, answers, training, evaluation, report.",
@@ -68,9 +70,13 @@ def _print_error(error: StillhouseError, *, as_json: bool) -> None:
     """One line for people, one object for programs."""
     if as_json:
         parts = {
-            "kind": type(error).__name__, "exit_code": error.exit_code, "where": error.where,
-            "found": error.found, "expected": error.expected, "todo": error.todo,
-        }  # fmt: skip
+            "kind": type(error).__name__,
+            "exit_code": error.exit_code,
+            "where": error.where,
+            "found": error.found,
+            "expected": error.expected,
+            "todo": error.todo,
+        }
         print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
     else:
         print(f"error: {error}", file=sys.stderr)

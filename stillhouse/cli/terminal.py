@@ -1,7 +1,7 @@
 """What the commands show: progress on stderr, results on stdout.
 
-On a terminal a live bar with the time left; elsewhere (a log file, CI) a plain line at each stage's start and end and
-every ten seconds between. Nothing here decides anything.
+On a terminal a live bar with the time left; elsewhere (a log file, CI) a plain line at each
+stage's start and end and every ten seconds between. Nothing here decides anything.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def emit(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> N
 def table(rows: list[list[str]]) -> list[str]:
     """Lines of left-aligned columns; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]  # fmt: skip
+    return [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def make_progress(*, quiet: bool) -> Progress:
@@ -71,22 +74,30 @@ class _Lines:
     def __init__(self) -> None:
         self._stage, self._total, self._unit = "", None, ""
         self._began = self._spoke = time.monotonic()
+        self._first: float | None = None
 
     def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
         self._stage, self._total, self._unit = stage, total, unit
         self._began = self._spoke = time.monotonic()
+        self._first = None
         size = f" ({total:g} {unit})" if total else ""
         self.say(f"  {stage}{size} ...")
 
     def advance(self, done: float, note: str = "") -> None:
         now = time.monotonic()
+        if self._first is None:
+            self._first, self._began = done, now
         if now - self._spoke < _LINE_EVERY_SECONDS:
             return
         self._spoke = now
         parts = [f"{done:g} {self._unit}".strip()]
         if self._total:
-            left = (now - self._began) * (self._total - done) / done if done else None
-            parts = [f"{done / self._total:4.0%}", f"{done:g} of {self._total:g} {self._unit}".strip()]  # fmt: skip
+            made = done - self._first  # a resumed stage starts with work it did not do now
+            left = (now - self._began) * (self._total - done) / made if made > 0 else None
+            parts = [
+                f"{done / self._total:4.0%}",
+                f"{done:g} of {self._total:g} {self._unit}".strip(),
+            ]
             parts += [f"about {duration(left)} left"] if left is not None else []
         self.say(f"  {self._stage}: " + ", ".join(parts + ([note] if note else [])))
 
@@ -110,17 +121,30 @@ class _Bar:
         self._stage, self._began = "", time.monotonic()
 
     def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # fmt: skip
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._close()
         self._stage, self._began = stage, time.monotonic()
         counts = [TextColumn("{task.completed:g}/{task.total:g} " + unit)] if total else []
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), *counts,
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            *counts,
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[note]}"),
-            console=self._console, transient=True,
-        )  # fmt: skip
+            console=self._console,
+            transient=True,
+        )
         self._task = self._bar.add_task(stage, total=total, note="")
         self._bar.start()
 
@@ -131,10 +155,10 @@ class _Bar:
     def finish(self, note: str = "") -> None:
         self._close()
         took = duration(time.monotonic() - self._began)
-        self.say(f"  [green]✓[/] {self._stage} [dim]({took}{'; ' + note if note else ''})[/]")
+        self.say(f"  ✓ {self._stage} ({took}{'; ' + note if note else ''})")
 
     def say(self, line: str) -> None:
-        self._console.print(line)
+        self._console.print(line, markup=False)
 
     def _close(self) -> None:
         if self._bar is not None:

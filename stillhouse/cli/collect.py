@@ -1,0 +1,74 @@
+"""`stillhouse collect`: ask a teacher prompts into a store, or a recipe's collect stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from stillhouse.cli.terminal import Common, emit, make_progress
+from stillhouse.config import CollectSettings
+from stillhouse.errors import ConfigError
+
+__all__ = ["collect"]
+
+
+def collect(
+    recipe: Path | None = None,
+    *overrides: str,
+    teacher: str | None = None,
+    out: Path | None = None,
+    settings: Annotated[CollectSettings, Parameter(name="*")] = CollectSettings(),  # noqa: B008
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    common: Common = Common(),  # noqa: B008  (frozen)
+) -> None:
+    """Ask a teacher prompts, keep its answers and their log-probabilities.
+
+    Run again, it asks only what the store does not hold; killed at any moment, no answer is lost.
+    Give either --teacher, --prompts and --out, or a recipe and overrides.
+
+    Parameters
+    ----------
+    recipe
+        A recipe, in YAML, whose collect stage is run.
+    overrides
+        Settings laid over the recipe, as key=value.
+    teacher
+        Model spec: smollm2-135m, gguf:PATH, hf:PATH_OR_ID, run:NAME, http://host:port/v1#MODEL.
+    out
+        The store of exchanges, a folder; made where there is none.
+    dry_run
+        Say what would be asked, under which terms, and ask nothing.
+    """
+    if recipe is not None:
+        from stillhouse.config import load_recipe
+
+        loaded = load_recipe(recipe, overrides)
+        teacher, settings = loaded.teacher, loaded.collect
+        out = loaded.exchanges or loaded.folder / "exchanges"
+    if teacher is None or out is None or not settings.prompts:
+        missing = [
+            name
+            for name, value in (
+                ("--teacher", teacher),
+                ("--prompts", settings.prompts),
+                ("--out", out),
+            )
+            if not value
+        ]
+        raise ConfigError(
+            "stillhouse collect",
+            f"no {', '.join(missing)}",
+            "--teacher SPEC --prompts FILE_OR_DIR --out STORE, or a recipe",
+            "Add what is missing; `stillhouse collect --help` shows an example",
+        )
+    from stillhouse.collect import run
+
+    progress = make_progress(quiet=common.quiet)
+    if dry_run:
+        plan = run.plan(settings, teacher=teacher, store=out).to_dict()
+        emit(plan, [f"{key}: {value}" for key, value in plan.items()], as_json=common.json)
+        return
+    report = run.collect(settings, teacher=teacher, store=out, progress=progress).to_dict()
+    emit(report, [f"{key}: {value}" for key, value in report.items()], as_json=common.json)

@@ -1,0 +1,330 @@
+"""A recipe, stage by stage: weights, collect, train, evaluate, report. Each stage is done once.
+
+In: a `Recipe`. Out: the run's folder and its report. A stage is done when `stages.json` holds its
+fingerprint (a hash of its settings and of what went in); a stage whose fingerprint changed is
+refused, never silently redone or mixed. The rooms do the work; this file wires them together,
+since they never import one another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stillhouse.config import Recipe, changed_keys, file_hash, fingerprint, write_run
+from stillhouse.errors import ConfigError, DataError
+from stillhouse.report import Progress
+
+__all__ = ["STAGES", "plan", "run_stages"]
+
+STAGES = ("collect", "train", "evaluate", "report")
+# What may change between two calls without changing what a stage makes.
+_FREE = {
+    "collect": {"exchanges", "concurrency", "authorisation", "prompts"},
+    "evaluate": {"prompts"},
+}
+
+
+class Run:
+    """The folder of one run, and which stages are done there."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.folder = recipe.folder
+        self.record_path = self.folder / "stages.json"
+        self.record: dict[str, Any] = {"stages": {}, "seconds_total": 0.0, "peak_memory_bytes": 0}
+        if self.record_path.exists():
+            self.record = json.loads(self.record_path.read_text())
+
+    @property
+    def exchanges(self) -> Path:
+        """The store trained on."""
+        return self.recipe.exchanges or self.folder / "exchanges"
+
+    def state(self, stage: str, mark: str) -> str:
+        """`done`, `changed` or `open`."""
+        done = self.record["stages"].get(stage)
+        if not done or not done.get("done"):
+            return "open"
+        return "done" if done["fingerprint"] == mark else "changed"
+
+    def note(self, stage: str, **entry: Any) -> None:
+        """Keep something about a stage, atomically."""
+        self.record["stages"].setdefault(stage, {"seconds": 0.0}).update(entry)
+        self.write()
+
+    def write(self) -> None:
+        """Write `stages.json` atomically."""
+        partial = self.record_path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.record, indent=2))
+        partial.replace(self.record_path)
+
+    def drop(self, stage: str) -> None:
+        """Forget a stage and those after it, and delete what they made."""
+        made = {
+            "collect": ["exchanges"],
+            "train": ["student", "initial", "train.json", "checkpoint"],
+            "evaluate": ["evaluation", "held_out"],
+            "report": ["report.json", "report.html"],
+        }
+        for later in STAGES[STAGES.index(stage) :]:
+            self.record["stages"].pop(later, None)
+            for name in made[later]:
+                path = self.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.write()
+
+
+def run_stages(
+    recipe: Recipe, stages: tuple[str, ...], progress: Progress, again: str | None = None
+) -> dict[str, Any]:
+    """The run's report (for a single stage: that stage's own figures), after doing what is not
+    done.
+
+    Raises:
+        ConfigError: settings of a finished stage have changed, or another command works in the run.
+    """
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(recipe.folder):
+        run = Run(recipe)
+        if again:
+            run.drop(again)
+        _refuse_changed(run, stages)
+        write_run(run.folder / "run.yaml", recipe, _input_hashes(recipe))
+        result: dict[str, Any] = {}
+        with _clock(run):
+            for number, stage in enumerate(stages, start=1):
+                progress.say(f"[{number}/{len(stages)}] {_HEADINGS[stage].format(r=recipe)}")
+                result = _run_stage(run, stage, progress)
+        return result
+
+
+_HEADINGS = {
+    "collect": "asking the teacher {r.teacher}",
+    "train": "training the student '{r.student.name}'",
+    "evaluate": "measuring how close it came, on prompts it never saw",
+    "report": "writing the report",
+}
+
+
+def _run_stage(run: Run, stage: str, progress: Progress) -> dict[str, Any]:
+    """Do one stage unless it is done; keep its seconds and its mark."""
+    began = time.monotonic()
+    before = run.record["stages"].get(stage, {}).get("seconds", 0.0)
+    try:
+        if stage != "report" and run.state(stage, _mark(run, stage)) == "done":
+            progress.say("  already done")
+            return run.record["stages"][stage].get("result", {})
+        result = _WORK[stage](run, progress)
+        run.note(stage, done=True, result=result if stage != "report" else {})
+        run.note(stage, fingerprint=_mark(run, stage))
+        return result
+    finally:  # a stage that is interrupted has still taken its time
+        run.note(stage, seconds=before + time.monotonic() - began)
+
+
+def _collect(run: Run, progress: Progress) -> dict[str, Any]:
+    from stillhouse.collect.run import collect
+
+    report = collect(
+        run.recipe.collect, teacher=run.recipe.teacher, store=run.exchanges, progress=progress
+    )
+    return report.to_dict()
+
+
+def _train(run: Run, progress: Progress) -> dict[str, Any]:
+    from stillhouse.train.loop import train
+
+    report = train(
+        run.recipe.train,
+        student=run.recipe.student,
+        teacher=run.recipe.teacher,
+        store=run.exchanges,
+        out=run.folder,
+        progress=progress,
+    )
+    return report.to_dict()
+
+
+def _evaluate(run: Run, progress: Progress) -> dict[str, Any]:
+    from stillhouse.evaluate.fidelity import evaluate
+
+    return evaluate(
+        run.recipe.evaluate,
+        teacher=run.recipe.teacher,
+        student=run.folder / "student",
+        before=run.folder / "initial",
+        run=run.folder,
+        progress=progress,
+    )
+
+
+def _report(run: Run, progress: Progress) -> dict[str, Any]:
+    from stillhouse.report import write_report
+
+    return write_report(run.folder, {})
+
+
+_WORK: dict[str, Callable[[Run, Progress], dict[str, Any]]] = {
+    "collect": _collect,
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+
+
+def _mark(run: Run, stage: str) -> str:
+    """The fingerprint of a stage: its settings and the content of what goes into it."""
+    recipe = run.recipe
+    if stage == "collect":
+        prompts = [file_hash(path) for path in prompt_files(recipe.collect.prompts)]
+        return fingerprint(
+            recipe.teacher, _settings(run, "collect"), prompts, recipe.collect.exchanges
+        )
+    if stage == "train":
+        settings = [recipe.train.model_dump(mode="json"), recipe.student.model_dump(mode="json")]
+        return fingerprint(recipe.teacher, settings, _store_mark(run.exchanges))
+    student = run.folder / "student" / "model.safetensors"
+    prompts = [file_hash(path) for path in prompt_files(recipe.evaluate.prompts)]
+    weights = file_hash(student) if student.exists() else None
+    return fingerprint(recipe.teacher, _settings(run, "evaluate"), prompts, weights)
+
+
+def _settings(run: Run, stage: str) -> dict[str, Any]:
+    """A stage's settings without those that may change freely."""
+    return getattr(run.recipe, stage).model_dump(mode="json", exclude=_FREE.get(stage))
+
+
+def _store_mark(store: Path) -> str:
+    """Hash of the ids in a store, in id order."""
+    from stillhouse.store import Store
+
+    if not store.exists():
+        raise DataError(
+            str(store),
+            "no store of exchanges",
+            "the exchanges the student is trained on",
+            "Run `stillhouse collect` or `stillhouse distill` first",
+        )
+    with Store(store, mode="r") as opened:
+        return fingerprint(sorted(opened.ids()))
+
+
+def prompt_files(paths: tuple[Path, ...]) -> list[Path]:
+    """The files behind prompt settings, folders opened, in name order."""
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    for path in files:
+        if not path.is_file():
+            raise DataError(
+                str(path),
+                "no such prompt file",
+                "a file of prompts (JSONL, text or Parquet)",
+                "Check the path; paths in a recipe are relative to the recipe",
+            )
+    return files
+
+
+def _input_hashes(recipe: Recipe) -> dict[str, str]:
+    files = prompt_files(recipe.collect.prompts + recipe.evaluate.prompts)
+    return {path.name: file_hash(path) for path in files}
+
+
+def _refuse_changed(run: Run, stages: tuple[str, ...]) -> None:
+    """Refuse to redo finished work because a setting changed: that is for the user to say."""
+    import yaml
+
+    written = run.folder / "run.yaml"
+    if not written.exists():
+        return
+    old = yaml.safe_load(written.read_text())
+    new = run.recipe.model_dump(mode="json", exclude={"recorded"})
+    for stage in stages:
+        if not run.record["stages"].get(stage, {}).get("done"):
+            continue
+        parts = {"train": ("train", "student")}.get(stage, (stage,))
+        free = _FREE.get(stage, set())
+        lines = [
+            line
+            for part in (*parts, "teacher")
+            for line in changed_keys({part: old.get(part)}, {part: new.get(part)})
+            if line.split(":")[0].rpartition(".")[2] not in free
+        ]
+        if lines:
+            raise ConfigError(
+                f"run '{run.recipe.name}'",
+                f"its stage '{stage}' is done with other settings ({'; '.join(lines)})",
+                "the settings it was made with",
+                f"Choose another name (name=...), or redo it with --again {stage}",
+            )
+
+
+def plan(recipe: Recipe) -> list[dict[str, str]]:
+    """What each stage would do, without doing it: stage and state."""
+    run = Run(recipe)
+    rows = []
+    for stage in STAGES:
+        try:
+            state = run.state(stage, _mark(run, stage)) if stage != "report" else "open"
+        except DataError:
+            state = "open"  # what goes in is not there yet
+        rows.append({"stage": stage, "state": state})
+    return rows
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One command at a time works in a run; the lock goes with its process, however that ends."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                str(folder),
+                "another command is working in this run",
+                "one at a time",
+                "Wait for it, or choose another name (name=...)",
+            ) from None
+        yield
+
+
+@contextmanager
+def _clock(run: Run) -> Iterator[None]:
+    """Add this command's wall clock, and its peak memory, to the run's record."""
+    before = run.record["seconds_total"]
+    try:
+        yield
+    finally:
+        run.record["seconds_total"] = before + seconds_since_start()
+        run.record["peak_memory_bytes"] = max(run.record["peak_memory_bytes"], peak_memory_bytes())
+        run.write()
+
+
+def seconds_since_start() -> float:
+    """Wall clock since this process was started, imports included."""
+    if sys.platform == "linux":
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - _IMPORTED
+
+
+def peak_memory_bytes() -> int:
+    """Upper bound on the most memory held at once: this process's peak plus its largest child's."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB on Linux
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return (own + children) * unit
+
+
+_IMPORTED = time.monotonic()
