@@ -8,6 +8,7 @@ which a run can be repeated. Nothing here starts work; paths are not opened.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.functional_validators import AfterValidator
 
 from stillhouse.errors import ConfigError, nearest
-from stillhouse.exchange import canonical_json
 
 __all__ = [
     "CollectSettings",
@@ -275,7 +275,7 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
 
 def fingerprint(*parts: Any) -> str:
     """Tagged hash of plain values: equal inputs of a stage have equal fingerprints."""
-    return "f1:" + hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()
+    return "f1:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
