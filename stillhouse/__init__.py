@@ -1,20 +1,20 @@
-"""Stillhouse: distil a student, guard an API, audit a suspect. One documented entry per verb,
-resolved lazily.
+"""Stillhouse: distil a student, guard an API, audit a suspect.
+
+One documented entry per verb, resolved on first use: `stillhouse.collect(...)`,
+`stillhouse.train(...)` and `stillhouse.evaluate(...)` are the functions the command line calls. A
+verb's name is also its room's, so the room itself can be called.
 """
 
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# verb -> where the function the CLI calls lives; nothing heavy is imported until the verb is used
-_VERBS = {
-    "collect": "stillhouse.collect.run",
-    "train": "stillhouse.train.loop",
-    "evaluate": "stillhouse.evaluate.fidelity",
-}
+# verb (and room) -> the file in the room that holds the function of that name
+_VERBS = {"collect": "run", "evaluate": "fidelity", "train": "loop"}
 
 __all__ = ["__version__", "collect", "evaluate", "train"]
 
@@ -24,11 +24,22 @@ if TYPE_CHECKING:
     from stillhouse.train.loop import train
 
 
+class Verb(ModuleType):
+    """A room that can be called: the call goes to the function of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the verb's function returns."""
+        verb = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(f"{self.__name__}.{_VERBS[verb]}"), verb)(
+            *args, **kwargs
+        )
+
+
 def __getattr__(name: str) -> Any:
     """Resolve a verb on first use (PEP 562)."""
     if name not in _VERBS:
         raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
-    return getattr(importlib.import_module(_VERBS[name]), name)
+    return importlib.import_module(f"stillhouse.{name}")
 
 
 def __dir__() -> list[str]:

@@ -58,7 +58,8 @@ class StillhouseError(Exception):
         found, expected, todo = (
             part.rstrip(". ") for part in (self.found, self.expected, self.todo)
         )
-        return f"{self.where}: {found}. Expected {expected}. {todo}{'' if todo[-1:] == '?' else '.'}"
+        end = "" if todo.endswith("?") else "."
+        return f"{self.where}: {found}. Expected {expected}. {todo}{end}"
 
 
 class ConfigError(StillhouseError, ValueError):

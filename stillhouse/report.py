@@ -1,7 +1,7 @@
 """What a run tells while it works (`Progress`) and when it is done (`report.json`, `report.html`).
 
-In: stages, counts and figures. Out: the protocol rooms report progress through, and the two report files.
-Rooms never print; the command line draws.
+In: stages, counts and figures. Out: the protocol rooms report progress through, and the two report
+files. Rooms never print; the command line draws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class Progress(Protocol):
         ...
 
     def advance(self, done: float, note: str = "") -> None:
-        """`done` of the stage's total so far (absolute, not a difference), with a short figure beside it."""
+        """`done` of the stage's total so far (absolute, not a difference), with a short figure
+        beside it.
+        """
         ...
 
     def finish(self, note: str = "") -> None:
