@@ -1,0 +1,159 @@
+"""The documentation is tested: generated pages are fresh, links lead somewhere, README blocks run.
+
+`python -m tests.test_docs` rewrites the generated pages (`make docs`).
+"""
+
+import os
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+from stillhouse.config import Recipe, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+VERBS = ["distill", "collect", "train", "evaluate", "report", "chat", "models"]
+
+
+def type_words(hint: object) -> str:
+    """A setting's type in words a recipe's author knows."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin is typing.Annotated:
+        return type_words(arguments[0])
+    if origin is tuple:
+        return f"list of {type_words(arguments[0])}"
+    if arguments:
+        return " or ".join(type_words(a) for a in arguments if a is not type(None))
+    return {
+        "str": "text",
+        "Path": "path",
+        "int": "whole number",
+        "float": "number",
+        "bool": "yes or no",
+    }.get(getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint)))
+
+
+def recipe_page() -> str:
+    """`docs/recipe.md`, made from the settings classes."""
+    lines = [
+        "# Settings of a recipe", "",
+        "Made from `stillhouse/config.py` by `make docs`. Every key can be set on the command line too:",
+        "`stillhouse distill RECIPE.yaml train.epochs=3`. Unknown keys are refused.", "",
+    ]  # fmt: skip
+
+    def section(kind: type[Settings], title: str, prefix: str) -> None:
+        lines.extend(
+            [f"## {title}", "", "| key | type | default | what it does |", "|---|---|---|---|"]
+        )
+        inner = []
+        for name, field in kind.model_fields.items():
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, Settings):
+                inner.append((annotation, name))
+                continue
+            if name == "recorded":
+                continue
+            default = "required" if field.is_required() else f"`{field.default}`"
+            hints = typing.get_type_hints(kind, include_extras=True)
+            words = " ".join((field.description or "").split())
+            lines.append(f"| `{prefix}{name}` | {type_words(hints[name])} | {default} | {words} |")
+        lines.append("")
+        for annotation, name in inner:
+            section(annotation, f"`{name}`", f"{name}.")
+
+    section(Recipe, "The recipe", "")
+    return "\n".join(lines)
+
+
+GENERATED = {ROOT / "docs" / "recipe.md": recipe_page}
+
+
+@pytest.mark.parametrize("path", GENERATED, ids=lambda p: p.name)
+def test_generated_pages_are_fresh(path: Path) -> None:
+    assert path.read_text() == GENERATED[path](), "run `make docs`"
+
+
+def test_every_setting_is_explained() -> None:
+    def check(kind: type[Settings]) -> None:
+        for name, field in kind.model_fields.items():
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, Settings):
+                check(annotation)
+            else:
+                assert field.description, f"{kind.__name__}.{name} has no docstring"
+
+    check(Recipe)
+
+
+def test_readme_keeps_its_length() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def test_every_command_stands_in_the_readme_or_the_docs() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    for verb in VERBS:
+        assert f"stillhouse {verb}" in text, verb
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_dependency_has_its_reason_in_the_readme() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["train"]
+    text = README.read_text()
+    for requirement in wanted:
+        name = re.split(r"[<>=!~\[ ;]", requirement)[0]
+        assert f"`{name}`" in text, f"{name} has no reason in the README"
+
+
+def readme_blocks() -> list[tuple[str, str]]:
+    """(language, text) of the README's code blocks, those marked long left out."""
+    text = README.read_text()
+    blocks = re.findall(r"(<!-- long[^>]*-->\n)?```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+    return [(language, body) for long, language, body in blocks if not long]
+
+
+@pytest.mark.parametrize(("language", "body"), readme_blocks(), ids=lambda v: v.split("\n")[0][:40])
+def test_readme_blocks_run(language: str, body: str, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    command = {
+        "sh": ["bash", "-euo", "pipefail", "-c", body],
+        "python": [sys.executable, "-c", body],
+    }
+    done = subprocess.run(
+        command[language],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    for path, make in GENERATED.items():
+        path.write_text(make())
