@@ -1,28 +1,29 @@
 """The record everything is a function over: one request to a model and its answer.
 
-In: what a client, a log reader or a store found. Out: frozen, checked values with a content id, and their JSON form.
-This file knows nothing about files, models or formats of others. `None` means "not recorded"; empty and zero mean
-empty and zero. The dataclass fields below are the one declaration: `schema_fields` walks them, and the JSON form here,
-the Arrow schema (`store.py`) and the documentation page (`docs/exchange-format.md`) are all made from that walk.
+In: what a client, a log reader or a store found. Out: frozen, checked values with a content id,
+and their JSON form. `None` means "not recorded"; empty and zero mean empty and zero. This file
+knows nothing about files, models or formats of others. The fields below are the one declaration:
+the JSON form, the Arrow schema (`store.py`) and the table in `docs/exchange-format.md` are made
+from a walk over them (`record.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache, cached_property
-from typing import Any, Literal
+from datetime import datetime
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import DataError
+from stillhouse.record import Record, canonical_json, plain, schema_fields
+from stillhouse.record import declared as _doc
+
+# ruff: noqa: RUF009  -- `_doc` makes a dataclass field, which is what a default may call
 
 __all__ = [
     "FORMAT_VERSION",
@@ -50,11 +51,6 @@ Floats = npt.NDArray[np.float32]
 # Log-probabilities come rounded through float32, JSON and servers' own kernels; these slacks are ours.
 _LOGPROB_SLACK_NATS = 1e-3
 _MASS_SLACK = 5e-3
-
-
-def _doc(text: str, **kwargs: Any) -> Any:
-    """A dataclass field that carries its line of documentation."""
-    return field(metadata={"doc": text}, **kwargs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

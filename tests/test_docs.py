@@ -49,7 +49,7 @@ def recipe_page() -> str:
     """`docs/recipe.md`, made from the settings classes."""
     lines = [
         "# Settings of a recipe", "",
-        "Made from `stillhouse/config.py` by `make docs`. Every key can be set on the command line too:",
+        "Made from `stillhouse/config.py` by `make docs`. Keys can be set on the command line too:",
         "`stillhouse distill RECIPE.yaml train.epochs=3`. Unknown keys are refused.", "",
     ]  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Asking a teacher: prompts from files, requests with every setting, answers into a store."""

@@ -63,12 +63,15 @@ class Need:
             word
             for word, met in (
                 ("text", can.text or not self.text),
-                (f"top-{self.top_logprobs} log-probabilities", can.top_logprobs >=
-                self.top_logprobs), ("scoring of given text", can.scoring or not self.scoring),
+                (
+                    f"top-{self.top_logprobs} log-probabilities",
+                    can.top_logprobs >= self.top_logprobs,
+                ),
+                ("scoring of given text", can.scoring or not self.scoring),
                 ("full logits", can.full_logits or not self.full_logits),
             )
             if not met
-        ]  # fmt: skip
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +159,11 @@ def require(model: Model, need: Need) -> None:
     missing = need.missing(model.capabilities)
     if missing:
         raise CapabilityError(
-            f"model '{model.spec}'", f"was asked for {', '.join(missing)}",
+            f"model '{model.spec}'",
+            f"was asked for {', '.join(missing)}",
             f"what it can: {model.capabilities}",
             "Choose another model or engine, or ask for less",
-        )  # fmt: skip
+        )
 
 
 def rendered_length(messages: Sequence[Message]) -> int:
