@@ -92,7 +92,7 @@ class TransportError(ModelError):
     """A server could not be reached, or stopped answering."""
 
 
-class TermsError(StillhouseError, PermissionError):
+class TermsError(StillhouseError):
     """The teacher's terms refuse this use, or are not known."""
 
     exit_code = 5
