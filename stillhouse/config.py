@@ -141,6 +141,14 @@ class EvaluateSettings(Settings):
     """Answer tokens of a held-out answer."""
     seed: int = 11
     """Of the held-out answers and the bootstrap."""
+    identity_samples: Count = 2
+    """Answers to each question about who the model is."""
+    speed_tokens: Count = 32
+    """Tokens decoded in one timing."""
+    speed_repeats: Annotated[int, Field(ge=6)] = 7
+    """Timings of each model, in turns; six is the least a 95 % interval of a median takes."""
+    speed_batch: Count = 1
+    """Answers decoded at once in a timing."""
 
 
 class Recipe(Settings):
