@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from stillhouse.errors import DataError
 from stillhouse.record import Record, canonical_json, plain, schema_fields
@@ -45,16 +44,18 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-Ints = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
+Ints = np.ndarray[tuple[int], np.dtype[np.int32]]
+Floats = np.ndarray[tuple[int], np.dtype[np.float32]]
+IntRows = np.ndarray[tuple[int, int], np.dtype[np.int32]]
+FloatRows = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
-# Log-probabilities come rounded through float32, JSON and servers' own kernels; these slacks are ours.
+# Log-probabilities come rounded through float32, JSON and servers' own kernels. Slacks are ours.
 _LOGPROB_SLACK_NATS = 1e-3
 _MASS_SLACK = 5e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(Record):
     """One piece of a message's content."""
 
     kind: str = _doc("text, image, audio or file", default="text")
@@ -63,7 +64,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCall:
+class ToolCall(Record):
     """A call of a tool, as the model wrote it."""
 
     id: str | None = _doc("the caller's name for this call", default=None)
@@ -72,7 +73,7 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tool:
+class Tool(Record):
     """A tool offered to the model."""
 
     name: str = _doc("the tool's name")
@@ -81,7 +82,7 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(Record):
     """One message of a prompt."""
 
     role: str = _doc("system, developer, user, assistant or tool")
@@ -101,8 +102,8 @@ def message(role: str, text: str) -> Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """Everything that shapes the distribution an answer is drawn from, as sent. `None`: not sent."""
+class Sampling(Record):
+    """Everything that shapes the distribution an answer is drawn from, as sent. None: not sent."""
 
     temperature: float | None = _doc("divides the logits; 0 is greedy", default=None)
     top_p: float | None = _doc("nucleus mass kept; 1 keeps all", default=None)
@@ -118,7 +119,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class Response(Record):
     """What the model answered."""
 
     text: str | None = _doc("the answer's text, decoded by the server", default=None)
@@ -126,7 +127,7 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class Terms(Record):
     """The terms an answer was given under, as `terms.py` found them before the first request."""
 
     teacher: str = _doc("the entry of the table of teachers that matched")
@@ -139,31 +140,27 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Logprobs:
+class Logprobs(Record):
     """Log-probabilities of the answer's tokens, in columns. T answer tokens, K kept alternatives.
 
-    They are the model's own (before temperature and truncation), in nats. The end-of-turn token, where it was
-    sampled, is the last of the T. Raises DataError when lengths disagree or values are no log-probabilities.
+    They are the model's own (before temperature and truncation), in nats. The end-of-turn token,
+    where it was sampled, is the last of the T. Of no tokens (T = 0), K is 0 too.
     """
 
     tokenizer: str = _doc("tagged hash of the vocabulary the ids belong to")
     engine: str | None = _doc("what computed them, e.g. llama.cpp, torch-float32", default=None)
     token_ids: Ints | None = _doc("(T,) chosen token ids", default=None)
     chosen: Floats = _doc("(T,) log-probability of each chosen token, nats")
-    top_ids: Ints | None = _doc("(T, K) most likely token ids, likeliest first", default=None)
-    top: Floats | None = _doc("(T, K) their log-probabilities, nats; -inf pads", default=None)
+    top_ids: IntRows | None = _doc("(T, K) most likely token ids, likeliest first", default=None)
+    top: FloatRows | None = _doc("(T, K) their log-probabilities, nats; -inf pads", default=None)
 
     def __post_init__(self) -> None:
-        """Coerce to contiguous int32 / float32 and check."""
-        for name, dtype in (
-            ("token_ids", np.int32),
-            ("chosen", np.float32),
-            ("top_ids", np.int32),
-            ("top", np.float32),
-        ):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, np.ascontiguousarray(value, dtype=dtype))
+        """Bring the columns to int32 and float32, and hold them against one another.
+
+        Raises:
+            DataError: lengths disagree, or values are no log-probabilities.
+        """
+        Record.__post_init__(self)
         problem = self._problem()
         if problem:
             raise DataError(
@@ -173,18 +170,17 @@ class Logprobs:
 
     def _problem(self) -> str | None:
         tokens = len(self.chosen)
-        if self.chosen.ndim != 1:
-            return f"`chosen` has {self.chosen.ndim} axes instead of 1"
-        if self.token_ids is not None and self.token_ids.shape != (tokens,):
-            return f"`token_ids` has shape {self.token_ids.shape}, `chosen` {self.chosen.shape}"
+        if self.token_ids is not None and len(self.token_ids) != tokens:
+            return f"`token_ids` has {len(self.token_ids)} tokens, `chosen` {tokens}"
         if (self.top is None) != (self.top_ids is None):
             return "only one of `top` and `top_ids` is recorded"
         if self.top is not None and self.top_ids is not None:
-            if self.top.ndim != 2 or self.top.shape[0] != tokens:
-                return f"`top` has shape {self.top.shape} for {tokens} tokens"
+            if len(self.top) != tokens:
+                return f"`top` has {len(self.top)} tokens, `chosen` {tokens}"
             if self.top.shape != self.top_ids.shape:
                 return f"`top` has shape {self.top.shape}, `top_ids` {self.top_ids.shape}"
-            mass = np.exp(self.top.astype(np.float64)).sum(axis=1)
+            with np.errstate(over="ignore"):  # an infinite mass is found below
+                mass = np.exp(self.top.astype(np.float64)).sum(axis=1)
             if not (mass <= 1 + _MASS_SLACK).all():  # also catches NaN
                 return f"the kept alternatives of a token add up to {mass.max():.4f}"
         if not (self.chosen <= _LOGPROB_SLACK_NATS).all():
@@ -195,10 +191,7 @@ class Logprobs:
         """Same columns, bit for bit."""
         if not isinstance(other, Logprobs):
             return NotImplemented
-        return all(
-            np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a is b or a == b
-            for a, b in ((getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self))
-        )  # fmt: skip
+        return plain(self, _bits) == plain(other, _bits)
 
     __hash__ = None  # type: ignore[assignment]  # arrays are mutable in principle
 
@@ -208,8 +201,8 @@ class Logprobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked of a model. `key` is what resuming goes by: prompt, tools, sampling, sample index."""
+class Request(Record):
+    """What is asked of a model. Resuming goes by `key`: prompt, tools, sampling, sample index."""
 
     prompt: tuple[Message, ...]
     sampling: Sampling
@@ -219,12 +212,12 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """Tagged hash of prompt, tools and sampling; equal to the `key` of the exchange it becomes."""
-        return _key(self.prompt, self.tools, self.sampling)
+        """Tagged hash of prompt, tools and sampling: the `key` of the exchange it becomes."""
+        return _key(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
+class Exchange(Record):
     """One request to a model and its answer. Equal content gives an equal `id`."""
 
     time: datetime = _doc("when the answer was complete; aware, kept in UTC")
@@ -246,89 +239,49 @@ class Exchange:
     terms: Terms | None = _doc("the terms the answer was given under", default=None)
     labels: Mapping[str, str] = _doc("small map for the user's own marks", default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Normalise the time to UTC; refuse a naive one."""
-        if self.time.tzinfo is None or self.time.utcoffset() is None:
-            raise DataError(
-                "exchange", f"`time` has no timezone ({self.time.isoformat()})", "an aware time",
-                "Add an offset to the time before making the exchange",
-            )  # fmt: skip
-        object.__setattr__(self, "time", self.time.astimezone(UTC))
-
     @cached_property
     def id(self) -> str:
-        """Tagged SHA-256 of the canonical content: who asked what and when, with which settings, and what came.
+        """Tagged SHA-256 of the content: who asked what and when, how, and what came.
 
         Token counts, log-probabilities, terms and labels are left out: they describe the content.
         """
-        content = {
-            name: _plain(getattr(self, name))
-            for name in (
-                "time", "account", "session", "model", "served_model", "prompt", "tools", "response",
-                "reasoning", "finish_reason", "sampling",
-            )
-        }  # fmt: skip
-        return "x1:" + _digest(content)
+        return "x1:" + _digest(
+            self, "time", "account", "session", "model", "served_model", "prompt", "tools",
+            "response", "reasoning", "finish_reason", "sampling",
+        )  # fmt: skip
 
     @cached_property
     def key(self) -> str:
         """What resuming goes by: equal to the `key` of the `Request` that asked for it."""
-        return _key(self.prompt, self.tools, self.sampling)
+        return _key(self)
 
 
-def _key(prompt: tuple[Message, ...], tools: tuple[Tool, ...], sampling: Sampling) -> str:
-    return "k1:" + _digest(
-        {"prompt": _plain(prompt), "tools": _plain(tools), "sampling": _plain(sampling)}
-    )
+def _key(asked: Request | Exchange) -> str:
+    return "k1:" + _digest(asked, "prompt", "tools", "sampling")
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+def _digest(record: Record, *names: str) -> str:
+    """SHA-256, in hex, of the canonical JSON of those of the named fields that are recorded."""
+    content = {name: plain(getattr(record, name)) for name in names}
+    recorded = {name: value for name, value in content.items() if value is not None}
+    return hashlib.sha256(canonical_json(recorded).encode()).hexdigest()
 
 
-def canonical_json(value: Any) -> str:
-    """The one JSON text of a plain value: sorted keys, no spaces, no absent fields, UTF-8 as it is."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-# ---- one walk over the declaration: JSON form, and what Arrow and the documentation are made from ----
-
-
-@cache
-def schema_fields(record: type) -> tuple[tuple[str, Any, str], ...]:
-    """(name, type, documentation line) of each declared field of a record class, in order."""
-    hints = typing.get_type_hints(record)
-    return tuple(
-        (f.name, hints[f.name], f.metadata.get("doc", "")) for f in dataclasses.fields(record)
-    )
+def _bits(array: np.ndarray[Any, Any]) -> tuple[tuple[int, ...], bytes]:
+    return array.shape, array.tobytes()
 
 
 def to_dict(exchange: Exchange) -> dict[str, Any]:
     """The JSON form: plain values, fields that are not recorded left out, version and id first."""
-    return {"version": FORMAT_VERSION, "id": exchange.id, **_plain(exchange)}
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses to dicts without None fields or empty tuples, tuples to lists, times to ISO 8601."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(item) for name, item in items if item is not None}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value
+    return {"version": FORMAT_VERSION, "id": exchange.id, **plain(exchange)}
 
 
 def from_dict(data: Mapping[str, Any], where: str = "exchange") -> Exchange:
-    """The exchange a JSON form stands for.
+    """The exchange a JSON form stands for; `where` names its place in errors.
 
     Raises:
-        DataError: another version, a missing, unknown or wrongly typed field, or an `id` that is not the content's.
+        DataError: another version; a missing, unknown or wrongly typed field; or an `id` that is
+            not the content's.
     """
     data = dict(data)
     version, claimed = data.pop("version", None), data.pop("id", None)
@@ -337,70 +290,10 @@ def from_dict(data: Mapping[str, Any], where: str = "exchange") -> Exchange:
             where, f"format version {version!r}", f"version {FORMAT_VERSION}",
             "Read it with the release of Stillhouse that wrote it",
         )  # fmt: skip
-    exchange = _build(Exchange, data, where)
+    exchange = Exchange.build(data, where)
     if claimed is not None and claimed != exchange.id:
         raise DataError(
             where, f"id {claimed}", f"{exchange.id}, the hash of the content",
             "The record was changed after it was written; take it from its source again",
         )  # fmt: skip
     return exchange
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` (plain JSON) as an instance of the declared type `kind`."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _build(args[0], value, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _build_record(kind, value, where)
-    try:
-        if origin is tuple:
-            return tuple(_build(args[0], item, where) for item in _of(list, value))
-        if origin is np.ndarray:
-            return np.asarray(value, dtype=np.dtype(typing.get_args(args[1])[0]))
-        if kind is datetime:
-            return datetime.fromisoformat(_of(str, value))
-        if kind is float:
-            return float(_of((int, float), value))
-        if origin is Literal or kind is Any:
-            return value
-        return dict(_of(dict, value)) if origin is Mapping else _of(kind, value)
-    except (TypeError, ValueError) as problem:
-        if isinstance(problem, DataError):
-            raise
-        raise DataError(
-            where, str(problem), f"a value of type {kind}", "Correct the field or drop the record"
-        ) from problem
-
-
-def _build_record(kind: type, value: Any, where: str) -> Any:
-    known = {name: hint for name, hint, _ in schema_fields(kind)}
-    unknown = sorted(set(_of_record(value, where)) - set(known))
-    if unknown:
-        raise DataError(
-            where, f"unknown field {unknown[0]!r} of {kind.__name__}", f"one of {', '.join(known)}",
-            "Rename the field, or keep it under `labels`",
-        )  # fmt: skip
-    try:
-        return kind(
-            **{name: _build(known[name], item, f"{where}.{name}") for name, item in value.items()}
-        )
-    except TypeError as problem:
-        raise DataError(
-            where, str(problem), f"every required field of {kind.__name__}",
-            "Add the missing field or drop the record",
-        ) from problem  # fmt: skip
-
-
-def _of(kind: Any, value: Any) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"found {value!r:.80}")
-    return value
-
-
-def _of_record(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise DataError(
-            where, f"{value!r:.80}", "an object", "Correct the field or drop the record"
-        )
-    return value
