@@ -20,7 +20,8 @@ HALL = [
     {"errors"},
     {"record"},
     {"exchange", "text", "stats"},
-    {"store", "formats", "terms", "config", "report", "watermark"},
+    {"store", "formats", "terms", "config", "report", "watermark", "messages"},
+    {"prompts"},
 ]
 ROOMS = {
     "models": {"hall"},

@@ -1,4 +1,4 @@
-"""One record of a prompt file, as plain data, to a `Prompt`.
+"""A prompt as plain data, in the chat form people keep prompts in, to a `Prompt`.
 
 In: what JSON or Parquet gave. Out: a `Prompt`, or `Unfit` with the reason why it is none. Messages
 are read in OpenAI's chat form. Nothing here opens files.

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stillhouse.collect.records import Prompt, Unfit, prompt_of, with_own_id
+from stillhouse.messages import Prompt, Unfit, prompt_of, with_own_id
 from stillhouse.errors import DataError, nearest
 from stillhouse.exchange import Message, Tool
 

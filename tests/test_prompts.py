@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.collect.prompts import prompt_files, read_prompts
-from stillhouse.collect.records import Unfit, prompt_of
+from stillhouse.prompts import prompt_files, read_prompts
+from stillhouse.messages import Unfit, prompt_of
 from stillhouse.errors import DataError
 from stillhouse.exchange import (
     Exchange,
