@@ -25,7 +25,16 @@ from stillhouse.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Record", "arrow_type", "canonical_json", "declared", "plain", "schema_fields"]
+__all__ = [
+    "Record",
+    "array_fields",
+    "arrow_type",
+    "canonical_json",
+    "declared",
+    "fits",
+    "plain",
+    "schema_fields",
+]
 
 _INT64 = range(-(2**63), 2**63)  # what Parquet, Arrow and most other readers hold
 
@@ -52,7 +61,7 @@ class Record:
         Raises:
             DataError: a value that does not fit, named by its path.
         """
-        for name, optional, fit in _fits(type(self)):
+        for name, optional, fit in fits(type(self)):
             value = getattr(self, name)
             if value is None and optional:
                 continue
@@ -92,12 +101,26 @@ def optional_of(kind: Any) -> tuple[Any, bool]:
     return kind, False
 
 
+def array_fields(record: type) -> tuple[tuple[str, np.dtype[Any], int], ...]:
+    """(name, dtype, number of axes) of each field of a record class that holds an array."""
+    kinds = ((name, optional_of(kind)[0]) for name, kind, _ in schema_fields(record))
+    return tuple(
+        (name, *_array_kind(kind)) for name, kind in kinds if typing.get_origin(kind) is np.ndarray
+    )
+
+
+def _array_kind(kind: Any) -> tuple[np.dtype[Any], int]:
+    shape, dtype = typing.get_args(kind)
+    return np.dtype(typing.get_args(dtype)[0]), len(typing.get_args(shape))
+
+
 # ---- values of the declared types ----
 # A fit raises DataError whose `where` is the path below the value itself ('' for the value).
 
 
 @cache
-def _fits(record: type) -> tuple[tuple[str, bool, Callable[[Any], Any]], ...]:
+def fits(record: type) -> tuple[tuple[str, bool, Callable[[Any], Any]], ...]:
+    """(name, whether None may stand there, what brings a value to its type) of each field."""
     return tuple(
         (name, optional_of(kind)[1], _fit_of(optional_of(kind)[0]))
         for name, kind, _ in schema_fields(record)
@@ -120,7 +143,7 @@ def _fit_of(kind: Any) -> Callable[[Any], Any]:
         item = _fit_of(args[0])
         return lambda value: _fit_tuple(item, value)
     if origin is np.ndarray:
-        dtype, axes = np.dtype(typing.get_args(args[1])[0]), len(typing.get_args(args[0]))
+        dtype, axes = _array_kind(kind)
         return lambda value: _fit_array(dtype, axes, value)
     if origin is Mapping:
         return _fit_labels
@@ -133,7 +156,7 @@ def _fit_record(kind: type, value: Any) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise _misfit(value, "an object")
-    known = [name for name, *_ in _fits(kind)]
+    known = [name for name, *_ in fits(kind)]
     unknown = sorted(str(name) for name in value if name not in known)
     if unknown:
         raise DataError(
@@ -309,8 +332,9 @@ def arrow_type(kind: Any) -> pa.DataType:
     if origin is tuple:
         return pa.list_(arrow_type(args[0]))
     if origin is np.ndarray:
-        found = pa.from_numpy_dtype(np.dtype(typing.get_args(args[1])[0]))
-        for _ in typing.get_args(args[0]):
+        dtype, axes = _array_kind(kind)
+        found = pa.from_numpy_dtype(dtype)
+        for _ in range(axes):
             found = pa.list_(found)
         return found
     if origin is Mapping:

@@ -20,6 +20,7 @@ HALL = [
     {"errors"},
     {"record"},
     {"exchange", "text", "stats"},
+    {"journal", "parquet"},
     {"store", "formats", "terms", "config", "report", "watermark", "messages"},
     {"prompts"},
 ]
