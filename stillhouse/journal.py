@@ -16,7 +16,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from struct import Struct
@@ -195,8 +195,9 @@ class JournalWriter:
         """
         self.path = path
         made = not path.exists()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
+        with ExitStack() as undo:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            undo.callback(os.close, self._file)
             found = Journal(path)
             self.torn, self.rows, self.end = found.torn, found.rows, found.end
             self.ids = {entry.id for entry in found.entries()}
@@ -205,9 +206,7 @@ class JournalWriter:
             os.fsync(self._file)
             if made:
                 sync_folder(path.parent)
-        except BaseException:
-            os.close(self._file)
-            raise
+            undo.pop_all()
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Write one frame; when this returns it is on the disk.
@@ -302,7 +301,8 @@ def claim(folder: Path) -> int:
             "a store, or an empty folder", "Choose another folder",
         )  # fmt: skip
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    with ExitStack() as undo:
+        undo.callback(os.close, handle)
         _await_lock(folder, handle)
         if not mark.exists():
             with begun.open("w") as file:
@@ -312,9 +312,7 @@ def claim(folder: Path) -> int:
             begun.rename(mark)
             sync_folder(folder)
         check_kind(folder)
-    except BaseException:
-        os.close(handle)
-        raise
+        undo.pop_all()
     return handle
 
 

@@ -128,13 +128,11 @@ def fits(record: type) -> tuple[tuple[str, bool, Callable[[Any], Any]], ...]:
 
 
 @cache
-def _required(record: type) -> frozenset[str]:
-    absent = dataclasses.MISSING
-    return frozenset(
-        f.name
-        for f in dataclasses.fields(record)
-        if f.default is absent and f.default_factory is absent
-    )
+def _names(record: type) -> tuple[frozenset[str], frozenset[str]]:
+    """The declared fields, and those without a default."""
+    absent, fields = dataclasses.MISSING, dataclasses.fields(record)
+    required = (f.name for f in fields if f.default is absent and f.default_factory is absent)
+    return frozenset(f.name for f in fields), frozenset(required)
 
 
 def _fit_of(kind: Any) -> Callable[[Any], Any]:
@@ -156,18 +154,17 @@ def _fit_record(kind: type, value: Any) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise _misfit(value, "an object")
-    known = [name for name, *_ in fits(kind)]
-    unknown = sorted(str(name) for name in value if name not in known)
-    if unknown:
+    known, required = _names(kind)
+    if not known >= value.keys():
         raise DataError(
-            "", f"unknown field {unknown[0]!r} of {kind.__name__}", f"one of {', '.join(known)}",
+            "", f"unknown field {min(map(str, value.keys() - known))!r} of {kind.__name__}",
+            f"one of {', '.join(name for name, *_ in fits(kind))}",
             "Rename the field, or keep it under `labels`",
         )  # fmt: skip
-    missing = sorted(_required(kind) - value.keys())
-    if missing:
+    if not required <= value.keys():
         raise DataError(
-            "", f"`{missing[0]}` is missing", f"every required field of {kind.__name__}",
-            "Add the missing field or drop the record",
+            "", f"`{min(required - value.keys())}` is missing",
+            f"every required field of {kind.__name__}", "Add the missing field or drop the record",
         )  # fmt: skip
     try:
         return kind(**value)
@@ -290,6 +287,8 @@ def _root(kind: type) -> str:
 
 # ---- other forms of the same declaration ----
 
+_PLAIN = frozenset((str, int, float, type(None)))  # the same in JSON
+
 
 def _numbers(array: np.ndarray[Any, Any]) -> list[Any]:
     """Nested lists; -inf, which JSON does not know, becomes null."""
@@ -304,16 +303,22 @@ def plain(value: Any, array: Callable[[np.ndarray[Any, Any]], Any] = _numbers) -
 
     Tuples become lists, times ISO 8601 in UTC, arrays whatever `array` makes of them.
     """
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Record):
         items = ((name, getattr(value, name)) for name, _, _ in schema_fields(type(value)))
-        return {name: plain(item, array) for name, item in items if item is not None}
+        return {
+            name: item if type(item) in _PLAIN else plain(item, array)
+            for name, item in items
+            if item is not None
+        }
     if isinstance(value, tuple):
         return [plain(item, array) for item in value]
     if isinstance(value, np.ndarray):
         return array(value)
     if isinstance(value, datetime):
         return value.isoformat()
-    return dict(value) if isinstance(value, Mapping) else value
+    return dict(value)  # labels
 
 
 def canonical_json(value: Any) -> str:

@@ -18,7 +18,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -98,12 +98,10 @@ class Store:
             check_kind(self.path)
             self.torn = sum(journal.torn for journal in self._snapshot()[1])
             return
-        try:
-            with self._disk("opening it to append"):
-                self._open_to_append()
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as undo, self._disk("opening it to append"):
+            undo.callback(self.close)
+            self._open_to_append()
+            undo.pop_all()
 
     # ---- writing ----
 
@@ -123,7 +121,7 @@ class Store:
         Raises:
             StoreError: the disk did not take them all. Append them again: none is kept twice.
         """
-        with self._turn, self._disk("appending"):
+        with self._turn:
             writer = self._writing()
             kept, waiting, size = 0, dict[bytes, Entry](), 0
             for exchange in exchanges:
@@ -345,10 +343,11 @@ class Store:
         return self._writer
 
     def _write(self, entries: list[Entry]) -> int:
-        writer = self._writing()
-        if writer.rows and (writer.rows >= self._limits[0] or writer.end >= self._limits[1]):
-            self._seal()  # before, not after: an append that has returned has nothing left to fail
-        self._writing().append(entries)
+        with self._disk("appending"):
+            writer = self._writing()
+            if writer.rows and (writer.rows >= self._limits[0] or writer.end >= self._limits[1]):
+                self._seal()  # before, not after: then an append that is done cannot fail
+            self._writing().append(entries)
         return len(entries)
 
     def _seal(self) -> None:
@@ -360,18 +359,17 @@ class Store:
                 "Close the store; something else has changed the file",
             )  # fmt: skip
         target = self.path / f"{self._number:06d}-{old.rows}.parquet"
-        begun, writer = target.with_suffix(".parquet.tmp"), None
-        try:
+        begun = target.with_suffix(".parquet.tmp")
+        with ExitStack() as undo:
+            undo.callback(begun.unlink, missing_ok=True)
             parquet.write_forms(begun, forms)
             writer = JournalWriter(after)
+            undo.callback(writer.close)
             begun.rename(target)
-        except BaseException:
-            begun.unlink(missing_ok=True)
-            if writer is not None:
-                writer.close()
-            raise
+            undo.pop_all()
         # From here on the Parquet file holds, whatever becomes of the old one.
         self._number, self._writer = self._number + 1, writer
+        self.torn += writer.torn
         if self._sealed is not None:
             self._sealed.add(old.ids)
         old.close()
