@@ -22,6 +22,7 @@ from typing import Any
 
 from stillhouse.config import Recipe, changed_keys, file_hash, fingerprint, write_run
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.prompts import prompt_files
 from stillhouse.report import Progress
 
 __all__ = ["STAGES", "plan", "run_stages"]
@@ -217,22 +218,6 @@ def _store_mark(store: Path) -> str:
         )
     with Store(store, mode="r") as opened:
         return fingerprint(sorted(opened.ids()))
-
-
-def prompt_files(paths: tuple[Path, ...]) -> list[Path]:
-    """The files behind prompt settings, folders opened, in name order."""
-    files: list[Path] = []
-    for path in paths:
-        files += sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    for path in files:
-        if not path.is_file():
-            raise DataError(
-                str(path),
-                "no such prompt file",
-                "a file of prompts (JSONL, text or Parquet)",
-                "Check the path; paths in a recipe are relative to the recipe",
-            )
-    return files
 
 
 def _input_hashes(recipe: Recipe) -> dict[str, str]:
