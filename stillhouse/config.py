@@ -86,6 +86,9 @@ class CollectSettings(Settings):
     """Floor relative to the likeliest token; 0 is none."""
     max_tokens: Count = 160
     """Answer tokens allowed."""
+    max_rejected: Share = 0.2
+    """Share of records in the prompt files that may be no prompts before the run stops (from 20
+    records on)."""
     concurrency: Count = 16
     """Requests in flight (slots of the embedded server)."""
     authorisation: InputPath | None = None
@@ -112,6 +115,11 @@ class StudentSettings(Settings):
     """A Hugging Face folder, for init 'checkpoint'."""
     hidden_size: Count | None = None
     """Width, for init 'scratch'."""
+    heal: bool = True
+    """After cutting, correct each kept layer by least squares towards the teacher's hidden states;
+    seconds of work, no gradient steps."""
+    measure_tokens: Count = 8000
+    """Tokens of real exchanges that layers are chosen and healed on."""
     teach_identity: bool = True
     """Teach it to say that it is `name`, distilled from the teacher."""
 
@@ -122,10 +130,41 @@ class TrainSettings(Settings):
     targets: Literal["soft", "hard", "full"] = "soft"
     """Forward KL against the kept top-k and its tail, cross-entropy on the answers, or forward KL
     against the local teacher's full logits."""
+    target_source: Literal["stored", "teacher"] = "stored"
+    """Soft targets from the log-probabilities stored with the exchanges, or from the local teacher,
+    which then scores the stored answers."""
+    top_k: Count | None = None
+    """Alternatives used of each token; None uses all that are stored (64 where the teacher
+    scores)."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-4
-    """Peak of the schedule."""
+    """Peak of the schedule: a few steps of warm-up, then linear to zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    """Steps in which the learning rate rises from zero."""
     epochs: Annotated[float, Field(gt=0)] = 2.0
     """Passes over the exchanges; decides the number of steps."""
+    batch_tokens: Count = 1000
+    """Answer tokens in a step."""
+    piece_tokens: Count = 4096
+    """Padded tokens in one forward pass; bounds memory, changes neither loss nor gradient."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's, on matrices."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """AdamW's memory of squared gradients; short runs want a short one."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients longer than this are scaled down to it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products (weights and sums stay float32). auto takes bfloat16 where the processor
+    has instructions for it, which is twice as fast there and half as fast elsewhere."""
+    train_embeddings: bool = False
+    """Train the token embeddings, too, which the head shares; costs time and memory."""
+    identity_share: Share = 0.05
+    """Rows about who the student is, as a share of the exchanges."""
+    validation_exchanges: Annotated[int, Field(ge=0)] = 8
+    """Exchanges kept apart from training for the curve of agreement over time."""
+    validation_points: Count = 8
+    """Points of that curve."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 120.0
+    """Seconds between checkpoints; 0 writes one after every step."""
     seed: int = 7
     """Order of batches, and of the weights made anew."""
 

@@ -1,0 +1,6 @@
+"""Train a student on a teacher's exchanges: targets, losses, batches, first weights, the loop.
+
+In: a store of exchanges and the teacher's spec. Out: a Hugging Face folder and what was measured on
+the way. Flow: targets.py + identity.py -> batches.py -> init.py -> loop.py (losses.py,
+checkpoint.py). Does not ask the teacher for answers (collect) nor judge the student (evaluate).
+"""
