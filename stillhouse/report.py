@@ -1,14 +1,21 @@
 """What a run tells while it works (`Progress`) and when it is done (`report.json`, `report.html`).
 
 In: stages, counts and figures. Out: the protocol rooms report progress through, and the two report
-files. Rooms never print; the command line draws.
+files. Rooms never print; the command line draws. The page needs no network and runs no script; all
+text of models is escaped. The fields of `report.json` are listed in docs/evaluate.md.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
 
-__all__ = ["Progress", "Silent"]
+from stillhouse.errors import DataError
+
+__all__ = ["Progress", "Silent", "render", "write_report"]
 
 
 class Progress(Protocol):
@@ -47,3 +54,279 @@ class Silent:
 
     def say(self, line: str) -> None:
         """Nothing."""
+
+
+# ---- the two files ----
+
+
+def write_report(run: Path, report: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Paths of `report.json` and `report.html` in the run's folder, both written whole or not at
+    all.
+
+    Raises:
+        DataError: a figure that is no number, or a value that JSON has no form for.
+    """
+    try:
+        text = json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as problem:
+        raise DataError(
+            str(run / "report.json"), str(problem), "plain values and finite numbers",
+            "Look at the stage whose figure it is",
+        ) from None  # fmt: skip
+    page = render(report)
+    run.mkdir(parents=True, exist_ok=True)
+    return _write(run / "report.json", text + "\n"), _write(run / "report.html", page)
+
+
+def _write(path: Path, text: str) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    # A lone surrogate in a model's text has no UTF-8 form; its escape is what JSON calls it too.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    partial.replace(path)
+    return path
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page of a report, as HTML; sections whose figures are missing are left out."""
+    import jinja2  # lazily: only reports pay
+
+    def load(name: str) -> str:
+        return resources.files("stillhouse").joinpath(name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "figure": _figure, "signed": _signed, "count": _count, "millions": _millions,
+        "bytes": _bytes, "duration": _duration, "visible": _visible,
+    }  # fmt: skip
+    template = environment.from_string(load("report.html.jinja"))
+    return template.render(_view(report) | {"css": _safe(load("report.css"))})
+
+
+def _safe(text: str) -> Any:
+    """Text of our own making that the template leaves as it is."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+# ---- what the page shows ----
+
+_MEASURES = (
+    ("kl_nats", "KL(teacher ‖ student)", "nats", "nats; 0 is the teacher itself"),
+    ("top1_agreement", "Same most likely token", "share", "share of answer tokens"),
+    ("nll_nats", "NLL of the teacher's answers", "nats", "nats; no student is below the teacher"),
+    ("ece", "Calibration error", "ece", "of the top-1 token, 15 bins"),
+)
+
+
+def _view(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template names, from the report's fields."""
+    held_out = report.get("held_out") or {}
+    speed, identity = report.get("speed"), report.get("identity")
+    student, teacher = report.get("student") or {}, report.get("teacher") or {}
+    sizes = student.get("parameters"), teacher.get("parameters")
+    seconds = dict(report.get("seconds") or {})
+    total = seconds.pop("total", None)
+    return {
+        "r": report,
+        "student_name": student.get("name") or "The student",
+        "teacher_name": teacher.get("name") or teacher.get("spec") or "its teacher",
+        "before": held_out.get("before"),
+        "after": held_out.get("after"),
+        "gap": held_out.get("change"),
+        "own": held_out.get("teacher"),
+        "max_tokens": held_out.get("max_tokens"),
+        "overlap": _overlap(held_out.get("overlap")),
+        "measures": _MEASURES,
+        "size_ratio": sizes[0] / sizes[1] if sizes[0] and sizes[1] else None,
+        "speed": speed if speed and speed.get("ratio") else None,
+        "identity": identity,
+        "curves": _curves(report.get("curve") or [], held_out),
+        "cautions": _cautions(report),
+        "stages": list(seconds.items()),
+        "longest": max([*seconds.values(), 1e-9]),
+        "total": total,
+        "layers": _layers(student),
+        "provenance": _provenance(report),
+    }
+
+
+def _curves(curve: list[Mapping[str, Any]], held_out: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The curves that have at least two points."""
+    from stillhouse.charts import curve_svg
+
+    def points(column: str) -> int:
+        return sum(point.get(column) is not None for point in curve)
+
+    after = (held_out.get("after") or {}).get("top1_agreement")
+    before = (held_out.get("before") or {}).get("top1_agreement")
+    marks = {"held out, before": before, "held out, after": after}
+    marks = {label: e["value"] for label, e in marks.items() if e}
+    drawn: list[dict[str, Any]] = []
+    if points("loss") > 1:
+        svg = _safe(curve_svg(curve, "loss"))
+        drawn.append({"title": "Training loss", "note": "nats an answer token", "svg": svg})
+    if points("agreement") > 1:
+        svg = _safe(curve_svg(curve, "agreement", share=True, marks=marks))
+        note = "share of training tokens; dashed: held out" if marks else "share of training tokens"
+        drawn.append({"title": "Same most likely token", "note": note, "svg": svg})
+    return drawn
+
+
+def _cautions(report: Mapping[str, Any]) -> list[str]:
+    """What the figures do not say, each line true of this report."""
+    held_out = report.get("held_out") or {}
+    after, own = held_out.get("after"), held_out.get("teacher")
+    lines = [
+        "Closeness is to this teacher, on prompts like these. It is no evidence that either model "
+        "is right, safe or useful, and none about other tasks, languages or longer answers.",
+    ]
+    if after:
+        n = after["kl_nats"]["n"]
+        lines += [
+            f"The intervals cover the chance in which {n} prompts and which answers were drawn. "
+            "They do not cover another training run: how far a second seed would land from this "
+            "one was not measured.",
+            f"Answers were read up to {held_out.get('max_tokens')} tokens; what the student does "
+            "after that was not measured.",
+        ]
+        if n < _ENOUGH_PROMPTS:
+            lines.append(f"{n} prompts are few: figures of {_ENOUGH_PROMPTS} or more are steadier.")
+        change = (held_out.get("change") or {}).get("kl_nats")
+        if change and change["low"] <= 0 <= change["high"]:
+            lines.append(
+                "No evidence found that training brought the student closer: the interval of the "
+                f"change in KL, {change['low']:.3f} to {change['high']:.3f} nats, holds zero."
+            )
+        if own:
+            lines.append(
+                f"Calibration error never reaches zero on so few tokens: the teacher's own is "
+                f"{own['ece']['value']:.3f} on its own samples, so less than that is noise."
+            )
+        if not (held_out.get("overlap") or {}).get("checked"):
+            lines.append(
+                "Whether held-out prompts occur among the training prompts was not checked."
+            )
+    if report.get("identity"):
+        lines.append(
+            "What a model says of itself depends on the wording: the shares hold for questions "
+            "like those listed below, and are no evidence of what a model was trained on."
+        )
+    if report.get("speed"):
+        lines.append("Speed is of this machine, engine and precision; others differ.")
+    return lines
+
+
+# The main job is judged on at least this many held-out prompts.
+_ENOUGH_PROMPTS = 60
+
+
+def _overlap(overlap: Mapping[str, Any] | None) -> str | None:
+    if not overlap or not overlap.get("checked"):
+        return None
+    left_out = overlap.get("left_out") or []
+    against = f"{overlap['training_prompts']:,} training prompts"
+    if not left_out:
+        return (
+            f"None of the held-out prompts is among the {against} or nearly so "
+            f"(similarity of {overlap['threshold']:g} or more)."
+        )
+    exact = sum(bool(pair.get("exact")) for pair in left_out)
+    return (
+        f"{len(left_out)} held-out prompts were left out: {exact} asked the same as one of the "
+        f"{against}, {len(left_out) - exact} nearly so (similarity of {overlap['threshold']:g} "
+        "or more)."
+    )
+
+
+def _layers(student: Mapping[str, Any]) -> list[dict[str, Any]]:
+    kept, of = student.get("kept_layers"), student.get("teacher_layers")
+    if not kept or not of:
+        return []
+    return [{"number": number, "kept": number in kept} for number in range(of)]
+
+
+def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what the run was made from."""
+    teacher, student = report.get("teacher") or {}, report.get("student") or {}
+    terms = report.get("terms") or {}
+    parts = [terms.get(k) for k in ("teacher", "status", "licence", "conditions", "authorised_by")]
+    read = " ".join(str(terms[k]) for k in ("source", "date") if terms.get(k))
+    rows: list[tuple[str, Any]] = [
+        ("Teacher", teacher.get("spec")),
+        ("Teacher's weights", teacher.get("hash")),
+        ("Student's weights", student.get("hash")),
+        ("Terms of the teacher", "; ".join([str(part) for part in parts if part])),
+        ("Terms read at", read),
+        ("Exchanges trained on", report.get("exchanges")),
+        ("Training", report.get("training")),
+        ("Seeds", _pairs(report.get("seeds"))),
+        ("Versions", _pairs(report.get("versions"))),
+        ("Inputs", _pairs(report.get("inputs"))),
+        ("Machine", report.get("machine")),
+    ]
+    return [
+        (name, f"{value:,}" if isinstance(value, int) else str(value))
+        for name, value in rows
+        if value not in (None, "", {}, [])
+    ]
+
+
+def _pairs(values: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name} {value}" for name, value in (values or {}).items())
+
+
+# ---- how figures are written ----
+
+_KINDS: dict[str, Callable[[float], str]] = {
+    "share": lambda value: f"{100 * value:.1f} %",
+    "percent": lambda value: f"{100 * value:.0f} %",
+    "nats": lambda value: f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}",
+    "ece": lambda value: f"{value:.3f}",
+    "times": lambda value: f"{value:.2f}",
+    "rate": lambda value: f"{value:.1f}",
+}
+
+
+def _figure(value: float, kind: str) -> str:
+    return _KINDS[kind](value)
+
+
+def _signed(value: float, kind: str) -> str:
+    """With its sign; shares as points of a hundred."""
+    text = _KINDS[kind](abs(value)).removesuffix(" %")
+    return ("−" if value < 0 else "+") + text + (" points" if kind == "share" else "")
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _millions(value: int) -> str:
+    return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,}"
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def _visible(text: str) -> str:
+    """The text with control characters shown as their symbols; nothing is dropped."""
+    return "".join(
+        chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else "\u2421" if c == "\x7f" else c
+        for c in text
+    )
