@@ -1,0 +1,1 @@
+"""How close a student came: distances, calibration, speed, and who it says it is."""

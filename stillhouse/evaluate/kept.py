@@ -1,0 +1,124 @@
+"""What an evaluation keeps between calls: figures, by the hash of what they were made from.
+
+In: keys made of what went in, and values. Out: the same after a crash; a torn last line is dropped
+and counted. Deleting the folder costs time and nothing else. Nothing here measures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from stillhouse.errors import DataError
+
+__all__ = ["Rows", "kept", "weights_bytes", "weights_hash"]
+
+# What decides a model's answers; optimizer states, cards and logs beside them do not.
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_DECIDING = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")
+
+
+def weights_hash(folder: Path) -> str:
+    """'w1:' and the SHA-256 of names and contents of a model folder's weights and settings.
+
+    Raises:
+        DataError: the folder holds no weights.
+    """
+    files = sorted(path for path in _files(folder) if path.suffix in _DECIDING)
+    if not any(path.suffix in _WEIGHTS for path in files):
+        raise DataError(
+            str(folder), "no weights", "a model folder with safetensors",
+            "Train the student first, or correct the path",
+        )  # fmt: skip
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.name} {content}\n".encode())
+    return "w1:" + whole.hexdigest()
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes on disk of a model folder's weights."""
+    return sum(path.stat().st_size for path in _files(folder) if path.suffix in _WEIGHTS)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
+class Rows:
+    """Rows of figures by key, in a file of JSON lines; what was added survives kill -9."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it, making it where there is none; a torn last line is dropped."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._rows: dict[str, npt.NDArray[np.float64]] = {}
+        self.torn = 0
+        """Lines that a crash had cut off, dropped on opening."""
+        whole = 0
+        content = path.read_bytes() if path.exists() else b""
+        for number, line in enumerate(content.splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                self.torn += 1
+                break
+            try:
+                key, row = json.loads(line)
+            except ValueError:
+                raise DataError(
+                    f"{path} line {number}", f"{line[:60]!r}", "a JSON line [key, figures]",
+                    "Delete the file; its figures are computed again",
+                ) from None  # fmt: skip
+            self._rows[key] = np.array(row, dtype=np.float64)
+            whole += len(line)
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: str) -> npt.NDArray[np.float64]:
+        return self._rows[key]
+
+    def add(self, rows: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Keep rows; they are on the disk when this returns."""
+        lines = [json.dumps([key, row.tolist()]) + "\n" for key, row in rows.items()]
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._rows.update(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def kept(
+    path: Path, inputs: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What the file holds for just these inputs, else what `make` gives, which is then kept."""
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.get("inputs") == inputs:
+            return found["result"]
+    result = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({"inputs": inputs, "result": result}, indent=1), encoding="utf-8")
+    partial.replace(path)
+    return result

@@ -1,0 +1,104 @@
+"""Naming: which forms of a name count, and shares by group with their intervals."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from stillhouse.errors import EvidenceError
+from stillhouse.evaluate.identity import (
+    QUESTIONS,
+    aliases,
+    identity_report,
+    identity_requests,
+    names,
+    shares,
+)
+from stillhouse.exchange import Exchange, Response
+
+
+def answer(request, text):
+    return Exchange(
+        time=datetime(2026, 1, 1, tzinfo=UTC), model="m", prompt=request.prompt,
+        sampling=request.sampling, response=Response(text=text), labels=request.labels,
+    )  # fmt: skip
+
+
+def test_forms_of_a_name_are_whole_family_and_stem():
+    assert aliases("SmolLM2-135M-Instruct") == ("SmolLM2-135M-Instruct", "SmolLM2", "SmolLM")
+    assert aliases("HuggingFaceTB/SmolLM2-135M-Instruct.gguf")[0] == "SmolLM2-135M-Instruct"
+    assert aliases("Stillhouse quickstart") == ("Stillhouse quickstart", "Stillhouse")
+    assert aliases("Student 3B") == ("Student 3B",)  # 'student' alone names nobody
+    assert aliases("Qwen") == ("Qwen",)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("I am SmolLM2, made by others.", True),
+        ("i'm SMOLLM 2 135m instruct", True),
+        ("My name is smollm‑2!", True),
+        ("I am ASmolLM", False),  # another word that ends in it
+        ("I am a small language model", False),
+        ("", False),
+    ],
+)
+def test_a_name_is_found_whatever_case_and_marks_but_not_inside_words(text, named):
+    assert names(text, aliases("SmolLM2-135M-Instruct")) is named
+
+
+def test_a_name_of_several_words_is_found_across_marks():
+    assert names("I am Stillhouse-Quickstart.", ["Stillhouse quickstart"])
+    assert names("I am **Stillhouse\nquickstart**", ["Stillhouse quickstart"])
+    assert not names("A still house, quickly started", ["Stillhouse quickstart"])
+
+
+def test_questions_are_distinct_and_name_no_answer():
+    texts = [text for group in QUESTIONS.values() for text in group]
+    assert len(set(texts)) == len(texts)
+    for text in texts:
+        assert not names(text, ["Stillhouse", "SmolLM"])
+
+
+def test_requests_ask_each_question_with_fresh_seeds_and_stay_the_same():
+    requests = identity_requests(3, seed=11)
+    questions = sum(len(group) for group in QUESTIONS.values())
+    assert len(requests) == 3 * questions
+    assert len({request.key for request in requests}) == len(requests)
+    assert len({request.sampling.seed for request in requests}) == len(requests)
+    assert [r.key for r in identity_requests(3, seed=11)] == [r.key for r in requests]
+    assert {r.sampling.temperature for r in requests} == {1.0}
+
+
+def test_shares_are_counted_by_group_and_clustered_by_question():
+    requests = identity_requests(2, seed=1)
+    texts = []
+    for request in requests:
+        plain = request.labels["group"] == "plain"
+        both = plain and request.sampling.sample_index == 0
+        texts.append("I am Vat, distilled from Mash." if both else "I am Mash." if plain else "Hm.")
+    answers = [answer(*pair) for pair in zip(requests, texts, strict=True)]
+    found = shares(answers, student=["Vat"], teacher=["Mash"])
+    assert found["plain"]["names_student"]["value"] == 0.5
+    assert found["plain"]["names_teacher"]["value"] == 1.0
+    assert found["pressing"]["names_student"]["value"] == 0.0
+    assert found["plain"]["names_student"]["n"] == len(QUESTIONS["plain"])
+    assert found["plain"]["names_teacher"]["low"] < 0.8  # ten unanimous questions are still ten
+    assert "clustered by questions" in found["plain"]["names_student"]["method"]
+
+
+def test_report_keeps_every_answer_of_both_models():
+    requests = identity_requests(2, seed=1)
+    said = {
+        role: [answer(request, f"{role} {i}") for i, request in enumerate(requests)]
+        for role in ("student", "teacher")
+    }
+    report = identity_report(said, {"student": ["Vat"], "teacher": ["Mash"]}, samples=2)
+    kept = [a["text"] for q in report["answers"] for a in q["student"] + q["teacher"]]
+    assert sorted(kept) == sorted(e.response.text or "" for side in said.values() for e in side)
+    assert [group["name"] for group in report["groups"]] == list(QUESTIONS)
+    assert report["groups"][0]["teacher"]["names_teacher"]["value"] == 0
+
+
+def test_unanswered_questions_give_no_share():
+    with pytest.raises(EvidenceError, match="questions"):
+        shares([], student=["Vat"], teacher=["Mash"])
