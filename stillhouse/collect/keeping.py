@@ -1,0 +1,216 @@
+"""What a collection leaves in its store's folder: answers, failures, and how it went.
+
+    collect.json      which teacher and settings the answers are from, and the last run's rate
+    failures.jsonl    requests without an answer, with the reason
+    rejects.jsonl     records of the prompt files that are no prompts (`prompts.py`)
+
+In: exchanges as they arrive, failures. Out: the same on the disk. Nothing here asks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from stillhouse.config import CollectSettings
+from stillhouse.errors import ConfigError, StoreError
+from stillhouse.exchange import Exchange
+from stillhouse.models.base import Failure
+from stillhouse.store import Store
+
+__all__ = ["Failures", "Keeper", "Origin"]
+
+# Answers that may wait for the disk before the asking does: enough to share one fsync among many,
+# few enough to lose little.
+_WAITING = 256
+
+
+class Keeper:
+    """Appends exchanges as they arrive: whatever waits shares one fsync.
+
+    The disk works in a thread of its own, so that a slow one does not hold up the asking, and a
+    burst of answers costs one fsync and not one each. Leaving the context writes what waits.
+    `put` and `flush` are called from one thread.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Write into an open store."""
+        self._store = store
+        self._waiting: list[Exchange] = []
+        self._busy = False
+        self._turn = threading.Lock()  # guards the two above
+        self._pool = ThreadPoolExecutor(1, "keeper")
+        self._work: Future[None] | None = None
+
+    def put(self, exchange: Exchange) -> None:
+        """Nothing; the exchange is on its way to the disk.
+
+        Raises:
+            StoreError: the disk refused an earlier one.
+        """
+        if self._work and self._work.done():
+            self._work.result()  # raises what went wrong
+        with self._turn:
+            self._waiting.append(exchange)
+            begin, self._busy = not self._busy, True
+        if begin:
+            self._work = self._pool.submit(self._write)
+        elif len(self._waiting) >= _WAITING:
+            self.flush()
+
+    def flush(self) -> None:
+        """Nothing; everything put before is on the disk.
+
+        Raises:
+            StoreError: the disk refused it.
+        """
+        if self._work:
+            self._work.result()
+
+    def _write(self) -> None:
+        while True:
+            with self._turn:
+                batch, self._waiting = self._waiting, []
+                if not batch:
+                    self._busy = False
+                    return
+            self._store.append_many(batch)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write what waits; a refusal of the disk is raised unless another error is on its way."""
+        self._pool.shutdown(wait=True)
+        try:
+            self.flush()
+            self._write()  # what an interruption left between waiting and being written
+        except StoreError:
+            if kind is None:
+                raise
+
+
+class Failures:
+    """Requests without an answer, in `failures.jsonl`: the last line of a request holds."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what earlier runs left."""
+        self.path = folder / "failures.jsonl"
+        self._lines: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            for line in self.path.read_bytes().splitlines():
+                try:
+                    record = json.loads(line)
+                    self._lines[record["key"]] = record
+                except (ValueError, KeyError, TypeError):
+                    continue  # torn by a kill; that request is only asked again
+
+    @property
+    def for_good(self) -> set[str]:
+        """Keys of the requests that no asking again can help."""
+        return {key for key, record in self._lines.items() if not record["retryable"]}
+
+    def add(self, failure: Failure) -> None:
+        """Nothing; the failure is noted at once, so that a kill does not forget it."""
+        error, request = failure.error, failure.request
+        record = {
+            "key": request.key,
+            "prompt_id": request.labels.get("prompt_id"),
+            "sample_index": request.sampling.sample_index,
+            "retryable": failure.retryable,
+            "reason": error.found,
+            "error": str(error),
+        }
+        self._lines[request.key] = record
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def by_reason(self) -> dict[str, int]:
+        """Reason -> requests without an answer, figures in the reasons left out."""
+        reasons = (re.sub(r"\d[\d,.]*\d|\d", "N", r["reason"]) for r in self._lines.values())
+        return dict(Counter(reasons))
+
+    def settle(self, answered: Collection[str]) -> None:
+        """Nothing; the file holds one line for each request that still has no answer."""
+        if not self._lines and not self.path.exists():
+            return
+        self._lines = {k: record for k, record in self._lines.items() if k not in answered}
+        aside = self.path.with_suffix(".new")
+        aside.write_text("".join(json.dumps(r) + "\n" for r in self._lines.values()), "utf-8")
+        aside.replace(self.path)
+        if not self._lines:
+            self.path.unlink()
+
+
+class Origin:
+    """Which teacher a store's answers are from, and how fast they came: `collect.json`.
+
+    One store holds one teacher's answers, asked for with one engine and at least the kept
+    alternatives: resuming goes by prompt and sampling only, which do not tell these apart.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Read what earlier runs left; a store made otherwise is known by its first exchange."""
+        self.path = store.path / "collect.json"
+        self.known: dict[str, Any] = {}
+        if self.path.exists():
+            try:
+                self.known = dict(json.loads(self.path.read_text("utf-8")))
+            except (ValueError, TypeError) as problem:
+                raise StoreError(
+                    str(self.path), f"{problem}", "what `collect` wrote there",
+                    "Put it back from a copy, or delete it if the store has one teacher's answers",
+                ) from problem  # fmt: skip
+        elif len(store):
+            self.known = next(store.stream(["model"], batch=1))
+
+    def refuse_other_settings(self, settings: CollectSettings) -> None:
+        """Nothing, when these settings may go on with the store.
+
+        Raises:
+            ConfigError: they ask for more alternatives, or another engine, than the store has.
+        """
+        kept, engine = self.known.get("top_logprobs"), self.known.get("engine")
+        if kept is not None and settings.top_logprobs > kept:
+            self._refuse("top_logprobs", settings.top_logprobs, f"at most {kept}")
+        if engine is not None and settings.engine != engine:
+            self._refuse("engine", settings.engine, engine)
+
+    def refuse_other_model(self, model: str) -> None:
+        """Nothing, when the store is empty or holds this model's answers.
+
+        Raises:
+            ConfigError: it holds another's.
+        """
+        if self.known.get("model", model) != model:
+            self._refuse("teacher", model, self.known["model"])
+
+    def _refuse(self, what: str, found: Any, expected: Any) -> None:
+        raise ConfigError(
+            f"store {self.path.parent}", f"{what} {found} for a store begun with others",
+            f"{what} {expected}", "Collect into another folder, or keep what the store began with",
+        )  # fmt: skip
+
+    def is_from(self, teacher: str) -> bool:
+        """Whether the answers are known to be from this very spec."""
+        return self.known.get("teacher") == teacher
+
+    def write(self, **facts: Any) -> None:
+        """Nothing; the facts are added and on the disk, whole."""
+        self.known |= facts
+        aside = self.path.with_suffix(".new")
+        aside.write_text(json.dumps(self.known, indent=2) + "\n", "utf-8")
+        aside.replace(self.path)

@@ -1,0 +1,139 @@
+"""What is asked, in which order and with which settings, and how much of it is left.
+
+In: prompts, settings, what a store holds. Out: requests, drawn lazily, and a `Plan` in figures. The
+order is the same in every run and does not follow the files: a seeded shuffle of the prompts, all
+first samples before all second ones, so that a budget that ends early has seen prompts of every
+kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillhouse.config import CollectSettings
+from stillhouse.exchange import Request, Sampling, Terms
+from stillhouse.prompts import Prompt, Prompts
+
+__all__ = ["Held", "Plan", "left_to_ask", "make_plan", "request_seed", "requests"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a collection would do."""
+
+    teacher: str
+    terms: Terms
+    store: Path
+    prompts: int
+    """Distinct usable prompts."""
+    rejected: int
+    """Records of the prompt files that are no prompts."""
+    duplicates: int
+    """Records that ask the same as an earlier one."""
+    requests: int
+    """Prompts times samples, before the budget."""
+    already_there: int
+    """Requests whose answer is in the store."""
+    refused_before: int
+    """Requests the teacher refused for good in an earlier run; not asked again."""
+    to_ask: int
+    """What is left, within the budget."""
+    tokens_at_most: int
+    """Answer tokens, if every answer is as long as it may be."""
+    tokens_expected: int | None
+    """Answer tokens at the length of earlier answers; None where there are none."""
+    seconds_expected: float | None
+    """Time at the rate of the last run into this store; None where there is none."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**dataclasses.asdict(self), "store": str(self.store)}
+
+
+def request_seed(seed: int, request: Request, index: int) -> int:
+    """The sampler's seed of one request, 0 to 2^31 - 1, from the run's seed, what is asked, and
+    the sample's index.
+
+    31 bits: llama.cpp reads an unsigned 32-bit seed whose highest value means 'random'.
+    """
+    asked = dataclasses.replace(request, sampling=Sampling()).key
+    digest = hashlib.sha256(f"{seed} {asked} {index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
+
+
+def requests(
+    prompts: Sequence[Prompt], settings: CollectSettings, terms: Terms
+) -> Iterator[Request]:
+    """Every request, in the order of asking, made as it is drawn; every setting explicit."""
+    bare = [
+        Request(
+            prompt=prompt.messages, tools=prompt.tools, sampling=Sampling(),
+            labels=prompt.labels, terms=terms,
+        )
+        for prompt in prompts
+    ]  # fmt: skip
+    bare.sort(key=lambda request: request_seed(settings.seed, request, -1))
+    for index in range(settings.samples_per_prompt):
+        for request in bare:
+            sampling = Sampling(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                min_p=settings.min_p,
+                frequency_penalty=0.0,
+                presence_penalty=0.0,
+                repeat_penalty=1.0,
+                max_tokens=settings.max_tokens,
+                stop=(),
+                seed=request_seed(settings.seed, request, index),
+                sample_index=index,
+            )
+            yield dataclasses.replace(request, sampling=sampling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What a store holds before a collection."""
+
+    path: Path
+    keys: Set[str] = frozenset()
+    refused: Set[str] = frozenset()
+    """Keys of requests the teacher refused for good."""
+    rows: int = 0
+    tokens_per_answer: float | None = None
+    tokens_per_s: float | None = None
+
+
+def left_to_ask(
+    prompts: Sequence[Prompt], settings: CollectSettings, terms: Terms, held: Held
+) -> Iterator[Request]:
+    """The requests without an answer in the store, in the order of asking, budget aside."""
+    for request in requests(prompts, settings, terms):
+        if request.key not in held.keys and request.key not in held.refused:
+            yield request
+
+
+def make_plan(
+    prompts: Prompts, settings: CollectSettings, *, teacher: str, terms: Terms, held: Held
+) -> Plan:
+    """The figures of what `left_to_ask` gives."""
+    keys = [request.key for request in requests(prompts.prompts, settings, terms)]
+    there = sum(key in held.keys for key in keys)
+    refused = sum(key in held.refused and key not in held.keys for key in keys)
+    to_ask = len(keys) - there - refused
+    if settings.exchanges is not None:
+        to_ask = max(0, min(to_ask, settings.exchanges - held.rows))
+    tokens = None if held.tokens_per_answer is None else round(to_ask * held.tokens_per_answer)
+    rate = held.tokens_per_s
+    return Plan(
+        teacher=teacher, terms=terms, store=held.path, prompts=len(prompts.prompts),
+        rejected=len(prompts.rejects), duplicates=prompts.duplicates, requests=len(keys),
+        already_there=there, refused_before=refused, to_ask=to_ask,
+        tokens_at_most=to_ask * settings.max_tokens, tokens_expected=tokens,
+        seconds_expected=tokens / rate if tokens is not None and rate else None,
+    )  # fmt: skip
