@@ -1,0 +1,177 @@
+"""Drawing the next token: logits in; tokens and log-probabilities out.
+
+The log-probabilities are the model's own, before temperature and truncation. The draw inverts the
+cumulative distribution at one uniform number per token, so a row's answer depends on its own logits
+and numbers only. The vocabulary is gone through in blocks: the most likely tokens lie in the blocks
+with the highest maxima, and a cumulative sum is needed inside one block only; both are exact, and
+several times faster than over the whole width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from stillhouse.exchange import Request, Sampling
+
+__all__ = ["Drawn", "Shape", "draw", "most_likely", "uniforms"]
+
+_BLOCK = 64  # 768 blocks of 64 at 49,152 words: both levels are small
+_NUCLEUS = 1024  # most likely tokens looked at first for top_p; all of them where these fall short
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How one row's distribution is shaped before the draw, in the order of the fields.
+
+    The order is transformers' and vLLM's; llama.cpp applies the temperature last.
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int = 0
+    """Most likely tokens kept; 0 keeps all."""
+    top_p: float = 1.0
+    """The smallest set of likeliest tokens with at least this mass is kept."""
+    min_p: float = 0.0
+    """Tokens less likely than this part of the likeliest one's probability are dropped."""
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> Shape:
+        """What a request asks for; what it leaves open is the model's own distribution."""
+        return cls(
+            1.0 if sampling.temperature is None else sampling.temperature,
+            sampling.top_k or 0,
+            1.0 if sampling.top_p is None else sampling.top_p,
+            sampling.min_p or 0.0,
+        )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can be dropped."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+
+class Drawn(NamedTuple):
+    """One drawn token for each of N rows, with log-probabilities in nats."""
+
+    tokens: torch.Tensor
+    """(N,) int64."""
+    chosen: torch.Tensor
+    """(N,) float32."""
+    top_ids: torch.Tensor
+    """(N, K) int64, likeliest first."""
+    top: torch.Tensor
+    """(N, K) float32."""
+
+
+def uniforms(request: Request, count: int) -> npt.NDArray[np.float64]:
+    """(count,) numbers in [0, 1), the request's own: its t-th decides the t-th token.
+
+    A counter-based generator (Philox) keyed by the whole request, so they do not depend on what
+    else is in flight. Without a seed they are new each time.
+    """
+    seeded = request.sampling.seed is not None
+    name = request.key.encode() + (b"" if seeded else os.urandom(16))
+    key = int.from_bytes(hashlib.sha256(name).digest()[:16], "big")
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def most_likely(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row (N, k), largest first, and where they stand: exactly `topk`."""
+    n, width = logits.shape
+    blocks = -(-width // _BLOCK)
+    if k * 4 > blocks:
+        return logits.topk(min(k, width))
+    wide = (
+        F.pad(logits, (0, blocks * _BLOCK - width), value=-math.inf) if width % _BLOCK else logits
+    )
+    split = wide.view(n, blocks, _BLOCK)
+    best = split.amax(-1).topk(k, sorted=False).indices
+    inside = split.gather(1, best[:, :, None].expand(-1, -1, _BLOCK)).view(n, -1)
+    values, at = inside.topk(k)
+    return values, best.gather(1, at // _BLOCK) * _BLOCK + at % _BLOCK
+
+
+def log_normaliser(logits: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """(N, 1) float64 log-sum-exp of each row, given the row's largest (N, 1)."""
+    return (
+        largest.double()
+        + (logits - largest).exp_().sum(-1, dtype=torch.float64, keepdim=True).log()
+    )
+
+
+def draw(
+    logits: torch.Tensor, numbers: npt.NDArray[np.float64], shapes: Sequence[Shape], top: int = 0
+) -> Drawn:
+    """One token for each row of logits (N, V) by its number (N,) and shape, and `top` candidates.
+
+    Equal logits keep the order in which `topk` finds them.
+    """
+    values, ids = most_likely(logits, max(top, 1))
+    largest = values[:, :1]
+    uniform = torch.from_numpy(np.asarray(numbers, np.float64))[:, None]
+    temperatures = torch.tensor([shape.temperature for shape in shapes])[:, None]
+    plain = bool((temperatures == 1).all())
+    heat = temperatures.masked_fill(temperatures == 0, 1.0)
+    shifted = logits - largest if plain else (logits - largest) / heat
+    tokens, mass = _invert(shifted.exp_(), uniform)
+    normaliser = largest.double() + mass.log() if plain else log_normaliser(logits, largest)
+    for row, shape in enumerate(shapes):
+        if shape.temperature == 0:
+            tokens[row] = ids[row, 0]
+        elif shape.truncates:
+            tokens[row] = _truncated(logits[row], float(numbers[row]), shape)
+    chosen = logits.gather(1, tokens[:, None]).double() - normaliser
+    return Drawn(
+        tokens, chosen[:, 0].float(), ids[:, :top], (values.double() - normaliser)[:, :top].float()
+    )
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) the first index at which the running sum of weights (N, V) exceeds uniform (N, 1) of
+    it, and the sums (N, 1); sums in float64.
+    """
+    n, width = weights.shape
+    if width % _BLOCK:
+        weights = F.pad(weights, (0, _BLOCK - width % _BLOCK))
+    split = weights.view(n, -1, _BLOCK)
+    sums = split.sum(-1, dtype=torch.float64)
+    running = sums.cumsum(-1)
+    total = running[:, -1:].contiguous()
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    block = torch.searchsorted(running, target, right=True)
+    rest = target - (running.gather(1, block) - sums.gather(1, block))
+    inside = split.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0].double()
+    step = torch.searchsorted(inside.cumsum(-1), rest, right=True)
+    # the block's own sum may round below the target: then its last token that has any weight
+    last = _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return (block * _BLOCK + torch.minimum(step, last))[:, 0], total
+
+
+def _truncated(logits: torch.Tensor, number: float, shape: Shape) -> int:
+    """A token of one row (V,) from what top_k, top_p and min_p leave of it."""
+    scaled = logits.double() / shape.temperature
+    total = float((scaled - scaled.max()).exp().sum())
+    width = len(scaled)
+    for reach in (min(shape.top_k or _NUCLEUS, width), width):
+        values, ids = scaled.topk(reach)
+        weights = (values - values[0]).exp()
+        mass = float(weights.sum()) if shape.top_k else total  # of what top_k left
+        before = weights.cumsum(0) - weights
+        kept = (before < shape.top_p * mass) & (weights >= shape.min_p * weights[0])
+        if shape.top_k or reach == width or not bool(kept[-1]):
+            break  # everything that may be kept has been seen
+    weights = weights * kept
+    running = weights.cumsum(0)
+    at = int(torch.searchsorted(running, number * running[-1], right=True))
+    return int(ids[min(at, int(kept.nonzero()[-1]))])

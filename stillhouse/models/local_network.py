@@ -1,0 +1,63 @@
+"""What the sampler and the scorer of local models ask of a network, whatever computes it.
+
+In: token ids. Out: logits. `local_llama.py` serves plain Llamas on the CPU fast, `local_general.py`
+everything transformers can load. Nothing here knows text, requests or exchanges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+
+__all__ = ["Network", "Wave"]
+
+
+class Wave(Protocol):
+    """Rows that began together and take every step together, with their key-value cache."""
+
+    def __len__(self) -> int:
+        """Rows alive."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> Sequence[int]:
+        """Let go of all rows but these; where each surviving row now stands came from.
+
+        Entry i of the answer is the old place of the row that stands at i.
+        """
+        ...
+
+
+W = TypeVar("W", bound=Wave)
+
+
+class Network(Protocol[W]):
+    """A causal language model as a function from token ids to logits."""
+
+    engine: str
+    """What computes, for `Logprobs.engine`: precision and version."""
+    vocabulary: int
+    """Width of the logits."""
+    context_tokens: int
+    """Prompt and answer together."""
+    position_bytes: int
+    """Memory of one token's keys and values over all layers."""
+
+    def begin(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[W, torch.Tensor]:
+        """A wave of these prompts with room for so many more tokens each, and the logits (W, V)
+        of each row's first answer token.
+        """
+        ...
+
+    def step(self, waves: Sequence[W], tokens: torch.Tensor) -> torch.Tensor:
+        """The logits (N, V) after each of the N rows of all waves took its token (N,)."""
+        ...
+
+    def logits(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Chunks (sequence, position, logits (n, V)): the distributions of tokens `position` to
+        `position + n` of that sequence, from its start on. Memory is bounded by the chunk.
+        """
+        ...
