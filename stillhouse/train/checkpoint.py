@@ -140,7 +140,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def optimiser_tensors(optimiser: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+def optimiser_tensors(
+    optimiser: torch.optim.Optimizer, names: Mapping[int, str]
+) -> dict[str, Tensor]:
     """Adam's two moments and step of each parameter, by `adam.WHAT.PARAMETER`."""
     return {
         f"adam.{what}.{names[id(parameter)]}": value

@@ -133,7 +133,7 @@ def prune(
     settings: StudentSettings,
     *,
     dtype: torch.dtype = torch.float32,
-    progress: Progress = Silent(),
+    progress: Progress | None = None,
 ) -> tuple[Any, InitRecord]:
     """(the teacher's network with the layers kept that matter most, what was measured).
 
@@ -147,6 +147,7 @@ def prune(
     Raises:
         ConfigError: layers that the teacher does not have.
     """
+    progress = progress or Silent()
     began = time.monotonic()
     depth = len(layers_of(teacher))
     record = InitRecord(init="prune", teacher_layers=depth, healed=settings.heal)

@@ -117,11 +117,11 @@ def generalized_jsd(
     count: float,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, p the teacher, in nats.
+    """Mixture beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, in nats.
 
-    Symmetric at beta = 0.5 only. It vanishes at both ends; divided by beta it tends to forward KL
-    as beta -> 0, by 1 - beta to reverse KL as beta -> 1. At the end points themselves we return
-    those limits, as GKD does, so that `beta` sweeps from one KL to the other.
+    p is the teacher, q the student. Symmetric at beta = 0.5 only. It vanishes at both ends; divided
+    by beta it tends to forward KL as beta -> 0, by 1 - beta to reverse KL as beta -> 1. At the end
+    points we return those limits, as GKD does, so that `beta` sweeps from one KL to the other.
     Shapes: logits and teacher_logprobs (T, V). Source: Agarwal et al. 2023, arXiv 2306.13649.
 
     Raises:

@@ -103,7 +103,7 @@ class TargetsRecord:
 
 
 def order_of(key: str, *salt: object) -> bytes:
-    """A sort key that looks random, depends on content and salt only, and is the same everywhere."""
+    """A sort key that looks random and depends on content and salt only, on every machine."""
     return hashlib.sha256("\0".join([*map(str, salt), key]).encode()).digest()
 
 
@@ -121,7 +121,7 @@ def make_examples(
     source: str = "stored",
     top_k: int | None = None,
     context_tokens: int = 8192,
-    progress: Progress = Silent(),
+    progress: Progress | None = None,
 ) -> tuple[list[Example], TargetsRecord]:
     """(examples in content order, what they are made of).
 
@@ -140,6 +140,7 @@ def make_examples(
         DataError: nothing to train on; stored log-probabilities missing, too few, or of another
             tokenizer or text.
     """
+    progress = progress or Silent()
     record = TargetsRecord(kind=kind, source=source if kind == "soft" else kind, top_k=top_k)
     chosen = _usable(exchanges, record)
     if kind == "soft" and source == "teacher":
@@ -216,7 +217,9 @@ def _example(exchange: Exchange, reader: Reader, kind: str, top_k: int | None) -
     if kind != "soft":
         return Example(exchange.key, ids, len(prompt))
     logprobs = exchange.logprobs
-    assert logprobs is not None and logprobs.top is not None and logprobs.top_ids is not None
+    assert logprobs is not None
+    assert logprobs.top is not None
+    assert logprobs.top_ids is not None
     if list(logprobs.token_ids if logprobs.token_ids is not None else []) != list(answer):
         raise DataError(
             f"exchange {exchange.id}", f"log-probabilities of {len(logprobs)} tokens",
@@ -259,5 +262,6 @@ def check_kind(kind: str, source: str) -> None:
     if kind != "soft" and source != "stored":
         raise ConfigError(
             "train.target_source", f"'{source}' with train.targets '{kind}'",
-            "'stored' unless targets are soft", "Drop train.target_source or set train.targets=soft",
+            "'stored' unless targets are soft",
+            "Drop train.target_source or set train.targets=soft",
         )  # fmt: skip
