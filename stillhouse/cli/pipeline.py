@@ -74,7 +74,7 @@ class Run:
         made = {
             "collect": ["exchanges"],
             "train": ["student", "initial", "train.json", "checkpoint"],
-            "evaluate": ["evaluation", "held_out"],
+            "evaluate": ["evaluation"],
             "report": ["report.json", "report.html"],
         }
         for later in STAGES[STAGES.index(stage) :]:
@@ -126,8 +126,8 @@ def _run_stage(run: Run, stage: str, progress: Progress) -> dict[str, Any]:
             progress.say("  already done")
             return run.record["stages"][stage].get("result", {})
         result = _WORK[stage](run, progress)
-        run.note(stage, done=True, result=result if stage != "report" else {})
-        run.note(stage, fingerprint=_mark(run, stage))
+        if stage != "report":
+            run.note(stage, done=True, result=result, fingerprint=_mark(run, stage))
         return result
     finally:  # a stage that is interrupted has still taken its time
         run.note(stage, seconds=before + time.monotonic() - began)
@@ -159,20 +159,30 @@ def _train(run: Run, progress: Progress) -> dict[str, Any]:
 def _evaluate(run: Run, progress: Progress) -> dict[str, Any]:
     from stillhouse.evaluate.fidelity import evaluate
 
+    student = run.recipe.student
+    before = run.folder / "initial"
     return evaluate(
         run.recipe.evaluate,
         teacher=run.recipe.teacher,
         student=run.folder / "student",
-        before=run.folder / "initial",
+        before=before if before.is_dir() else None,
         run=run.folder,
+        store=run.exchanges,
+        student_name=student.name if student.teach_identity else None,
         progress=progress,
     )
 
 
 def _report(run: Run, progress: Progress) -> dict[str, Any]:
+    from stillhouse.cli.findings import findings
     from stillhouse.report import write_report
 
-    return write_report(run.folder, {})
+    report = findings(run.folder, run.recipe, run.record, _store_size(run.exchanges))
+    report["seconds"]["total"] = run.record["seconds_total"] + seconds_since_start()
+    report["peak_memory_bytes"] = max(run.record["peak_memory_bytes"], peak_memory_bytes())
+    _, page = write_report(run.folder, report)
+    progress.say(f"  {page}")
+    return report
 
 
 _WORK: dict[str, Callable[[Run, Progress], dict[str, Any]]] = {
@@ -218,6 +228,13 @@ def _store_mark(store: Path) -> str:
         )
     with Store(store, mode="r") as opened:
         return fingerprint(sorted(opened.ids()))
+
+
+def _store_size(store: Path) -> int:
+    from stillhouse.store import Store
+
+    with Store(store, mode="r") as opened:
+        return len(opened)
 
 
 def _input_hashes(recipe: Recipe) -> dict[str, str]:
