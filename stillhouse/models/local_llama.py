@@ -51,6 +51,10 @@ class LlamaWave:
         self.keys, self.values = torch.empty(shape), torch.empty(shape)
         self.positions = torch.tensor(lengths)
         left = self.filled - self.positions
+        # what stands before a short prompt weighs 0, but 0 times a NaN left in memory is a NaN
+        before = int(left.max())
+        self.keys[:, :, :, :before] = 0
+        self.values[:, :, :, :before] = 0
         columns = torch.arange(self.filled + room)
         self.mask = torch.zeros(len(lengths), 1, self.filled + room)
         self.mask.masked_fill_((columns < left[:, None])[:, None], -torch.inf)
