@@ -64,6 +64,7 @@ class LlamaWave:
         """Rows alive."""
         return len(self.positions)
 
+    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Fill holes with the last rows: the fewest copies, order is not kept."""
         kept = set(rows)

@@ -35,7 +35,8 @@ class Reader(Protocol):
     log-probabilities. `models.local.LocalModel` is one.
     """
 
-    tokenizer_hash: str
+    text: Any
+    """Of which `text.vocabulary_hash` is what stands in `Logprobs.tokenizer`."""
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Prompt token ids up to where the answer starts."""
@@ -94,6 +95,8 @@ class TargetsRecord:
     """Mean mass of the kept alternatives (soft targets)."""
     engines: dict[str, int] = field(default_factory=dict)
     """Exchanges by the engine that made their log-probabilities."""
+    ends_as_hard_targets: int = 0
+    """Ends of turn that the engine gave no log-probabilities for: the token itself is taught."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Exchanges not trained on, by reason."""
 
@@ -159,7 +162,11 @@ def make_examples(
             "training", f"no usable exchange (left out: {record.left_out or 'none'})",
             "at least one answered exchange", "Collect first, or name another store",
         )  # fmt: skip
-    record.engines = engines(chosen) if kind == "soft" else {}
+    if kind == "soft":
+        record.engines = engines(chosen)
+        record.ends_as_hard_targets = sum(
+            e.top is not None and e.top[-1, 0] == 0.0 for e in examples
+        )
     record.exchanges = len(examples)
     record.answer_tokens = sum(e.answer_tokens for e in examples)
     record.prompt_tokens = sum(e.prompt_tokens for e in examples)
@@ -220,9 +227,10 @@ def _example(exchange: Exchange, reader: Reader, kind: str, top_k: int | None) -
     assert logprobs is not None
     assert logprobs.top is not None
     assert logprobs.top_ids is not None
-    if list(logprobs.token_ids if logprobs.token_ids is not None else []) != list(answer):
+    known = [] if logprobs.token_ids is None else logprobs.token_ids.tolist()
+    if answer[: len(known)] != known or len(answer) - len(known) not in (0, 1):
         raise DataError(
-            f"exchange {exchange.id}", f"log-probabilities of {len(logprobs)} tokens",
+            f"exchange {exchange.id}", f"log-probabilities of {len(known)} tokens",
             f"of the {len(answer)} tokens of its answer", "Set train.target_source=teacher",
         )  # fmt: skip
     width = top_k or logprobs.top.shape[1]
@@ -231,9 +239,13 @@ def _example(exchange: Exchange, reader: Reader, kind: str, top_k: int | None) -
             f"exchange {exchange.id}", f"{logprobs.top.shape[1]} alternatives with each token",
             f"train.top_k = {width}", "Lower train.top_k, or set train.target_source=teacher",
         )  # fmt: skip
-    return Example(
-        exchange.key, ids, len(prompt), logprobs.top_ids[:, :width], logprobs.top[:, :width]
-    )
+    top_ids, top = logprobs.top_ids[:, :width], logprobs.top[:, :width]
+    if len(answer) > len(known):  # the end of turn, which some servers do not report
+        last = np.full((1, width), answer[-1], np.int32)
+        sure = np.full((1, width), -np.inf, np.float32)
+        sure[0, 0] = 0.0
+        top_ids, top = np.concatenate([top_ids, last]), np.concatenate([top, sure])
+    return Example(exchange.key, ids, len(prompt), top_ids, top)
 
 
 def _check_tokenizer(exchange: Exchange, reader: Reader) -> None:
@@ -245,10 +257,10 @@ def _check_tokenizer(exchange: Exchange, reader: Reader) -> None:
             "top-k log-probabilities, which soft targets are made of",
             "Set train.targets=hard, or train.target_source=teacher to let the local teacher score",
         )  # fmt: skip
-    if logprobs.tokenizer != reader.tokenizer_hash:
+    if logprobs.tokenizer != reader.text.vocabulary_hash:
         raise DataError(
             f"exchange {exchange.id}", f"log-probabilities of tokenizer {logprobs.tokenizer[:18]}",
-            f"the student's, {reader.tokenizer_hash[:18]}",
+            f"the student's, {reader.text.vocabulary_hash[:18]}",
             "Train on these exchanges with train.targets=hard, or from a teacher of one vocabulary",
         )  # fmt: skip
 
