@@ -181,9 +181,7 @@ def _forms(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         index = batch.schema.get_field_index("logprobs")
         column = batch.column(index)
         parts = dict(zip((f.name for f in column.type), column.flatten(), strict=True))
-        for name, _, _ in array_fields(Logprobs):
-            if name in parts:
-                arrays[name] = _arrays(parts.pop(name))
+        arrays = {name: _arrays(parts.pop(name)) for name, _, _ in array_fields(Logprobs)}
         light = pa.StructArray.from_arrays(
             list(parts.values()), names=list(parts), mask=column.is_null()
         )

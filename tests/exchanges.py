@@ -29,8 +29,9 @@ def numbered(index: int, tokens: int = 0, top: int = 0) -> Exchange:
     logprobs = None
     if tokens:
         draw = np.random.default_rng(index)
-        mass = np.sort(draw.dirichlet(np.ones(top + 2), tokens)[:, : max(top, 1)])[:, ::-1]
-        values = np.log(mass).astype(np.float32)
+        most = -np.log(top + 2)  # of so many, all together less than one
+        values = np.sort(draw.uniform(most - 9, most, (tokens, max(top, 1))))[:, ::-1]
+        values = values.astype(np.float32)
         values[::3, -1] = -np.inf  # padding
         logprobs = Logprobs(
             tokenizer="t1:test",
