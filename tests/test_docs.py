@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.config import Recipe, Settings
+from tests.exchange_page import PAGE, fresh_page
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -77,7 +78,7 @@ def recipe_page() -> str:
     return "\n".join(lines)
 
 
-GENERATED = {ROOT / "docs" / "recipe.md": recipe_page}
+GENERATED = {ROOT / "docs" / "recipe.md": recipe_page, PAGE: fresh_page}
 
 
 @pytest.mark.parametrize("path", GENERATED, ids=lambda p: p.name)

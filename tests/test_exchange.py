@@ -32,7 +32,6 @@ from stillhouse.exchange import (
     schema_fields,
     to_dict,
 )
-from tests.exchange_page import PAGE, fresh_page
 from tests.exchanges import START, exchanges, frozen, numbered
 
 DATA = Path(__file__).parent / "data"
@@ -95,10 +94,6 @@ def test_minus_infinity_is_null_in_json_and_nothing_else_is() -> None:
     assert logprobs["top"][0][2] is None
     assert logprobs["chosen"][1] is None
     assert logprobs["top"][0][0] == float(np.float32(-0.1))
-
-
-def test_the_page_of_the_format_is_fresh() -> None:
-    assert PAGE.read_text(encoding="utf-8") == fresh_page(), "run: python -m tests.exchange_page"
 
 
 @pytest.mark.parametrize("record", RECORDS)
