@@ -25,6 +25,8 @@ _SOFT, _LINE, _STUDENT, _TEACHER, _BEFORE = _COLOURS
 _WIDTH, _HEIGHT = 400, 210
 # Enough points for a line of 400 pixels; a long run has tens of thousands of steps.
 _POINTS = 400
+# Up to so many points each is shown as a dot; ours.
+_FEW = 60
 # The drawn mean reaches over this share of the steps.
 _WINDOW_SHARE = 0.05
 
@@ -33,46 +35,53 @@ def curve_svg(
     curve: Sequence[Mapping[str, Any]],
     column: str,
     *,
+    beside: str | None = None,
     share: bool = False,
     marks: Mapping[str, float] | None = None,
 ) -> str:
-    """An SVG of `column` over the steps: each step faint, a running mean on top.
+    """An SVG of `column` over the steps: many points faint with a running mean, few as dots.
 
     Args:
-        curve: points with `step` and `column`; points without it are left out.
+        curve: points with `step` and figures; points without the figure are left out.
         column: what is drawn.
+        beside: another figure of the same unit, drawn in the teacher's colour.
         share: whether it is a share, drawn from 0 to 1 as percent.
         marks: label -> value of dashed level lines, e.g. the held-out figure.
     """
     import altair as alt  # lazily: a second that only reports pay
 
-    points = [(p["step"], float(p[column])) for p in curve if p.get(column) is not None]
-    smooth = _running_mean([value for _, value in points])
-    rows = [
-        {"step": step, "value": value, "mean": mean}
-        for (step, value), mean in zip(points, smooth, strict=True)
-    ]
-    rows = rows[:: max(1, len(rows) // _POINTS)]
     x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=5, grid=False, format="~s"))
     form = alt.Axis(title=None, tickCount=5, format="%" if share else "~g")
     scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False, nice=True)
-    base = alt.Chart(alt.Data(values=rows))
-    layers: list[Any] = [
-        base.mark_line(strokeWidth=1, opacity=0.3, color=_STUDENT).encode(
-            x=x, y=alt.Y("value:Q", axis=form, scale=scale)
-        ),
-        base.mark_line(strokeWidth=2.2, color=_STUDENT).encode(x=x, y="mean:Q"),
-    ]
+    place = {"x": x, "y": alt.Y("value:Q", axis=form, scale=scale)}
+    layers: list[Any] = []
+    for name, colour in ((column, _STUDENT), (beside or "", _TEACHER)):
+        points = [(p["step"], float(p[name])) for p in curve if p.get(name) is not None]
+        if not points:
+            continue
+        if len(points) <= _FEW:
+            line = alt.Chart(_data(points)).encode(**place)
+            layers.append(line.mark_line(color=colour, strokeWidth=2.2, point={"color": colour}))
+            continue
+        smooth = _running_mean([value for _, value in points])
+        means = [(step, mean) for (step, _), mean in zip(points, smooth, strict=True)]
+        raw, mean = (alt.Chart(_data(rows)).encode(**place) for rows in (points, means))
+        layers.append(raw.mark_line(color=colour, strokeWidth=1, opacity=0.3))
+        layers.append(mean.mark_line(color=colour, strokeWidth=2.2))
     for label, value in (marks or {}).items():
-        level = alt.Chart(alt.Data(values=[{"value": value, "label": label}]))
+        level = alt.Chart(alt.Data(values=[{"value": value, "label": label}])).encode(y="value:Q")
         colour = _BEFORE if "before" in label else _TEACHER
-        layers += [
-            level.mark_rule(strokeDash=[5, 4], color=colour).encode(y="value:Q"),
-            level.mark_text(
-                align="right", baseline="bottom", dy=-4, fontSize=12, color=colour
-            ).encode(x=alt.value(_WIDTH - 2), y="value:Q", text="label:N"),
-        ]
+        layers.append(level.mark_rule(strokeDash=[5, 4], color=colour))
+        text = level.mark_text(align="right", baseline="bottom", dy=-4, fontSize=12, color=colour)
+        layers.append(text.encode(x=alt.value(_WIDTH - 2), text="label:N"))
     return _themed(_drawn(alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT)))
+
+
+def _data(points: Sequence[tuple[float, float]]) -> Any:
+    import altair as alt
+
+    rows = [{"step": step, "value": value} for step, value in points]
+    return alt.Data(values=rows[:: max(1, len(rows) // _POINTS)])
 
 
 def _drawn(chart: Any) -> str:

@@ -162,15 +162,17 @@ def _curves(curve: list[Mapping[str, Any]], held_out: Mapping[str, Any]) -> list
 
     after = (held_out.get("after") or {}).get("top1_agreement")
     before = (held_out.get("before") or {}).get("top1_agreement")
-    marks = {"held out, before": before, "held out, after": after}
+    marks = {"held-out prompts, before": before, "held-out prompts, after": after}
     marks = {label: e["value"] for label, e in marks.items() if e}
+    kept_out = points("validation_loss") > 1
     drawn: list[dict[str, Any]] = []
     if points("loss") > 1:
-        svg = _safe(curve_svg(curve, "loss"))
-        drawn.append({"title": "Training loss", "note": "nats an answer token", "svg": svg})
+        svg = _safe(curve_svg(curve, "loss", beside="validation_loss"))
+        note = "nats a token" + ("; blue: on answers kept out of training" if kept_out else "")
+        drawn.append({"title": "Loss", "note": note, "svg": svg})
     if points("agreement") > 1:
         svg = _safe(curve_svg(curve, "agreement", share=True, marks=marks))
-        note = "share of training tokens; dashed: held out" if marks else "share of training tokens"
+        note = f"share of tokens of {'kept-out' if kept_out else 'training'} answers"
         drawn.append({"title": "Same most likely token", "note": note, "svg": svg})
     return drawn
 

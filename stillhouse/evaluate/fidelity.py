@@ -8,9 +8,10 @@ evaluation goes on where it was. How two distributions are compared stands in `c
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from stillhouse.errors import EvidenceError
 from stillhouse.evaluate.compare import Row, change, compare, figures, teacher_figures
 from stillhouse.evaluate.held_out import HeldOut, draw, held_out_prompts, requests_for
 from stillhouse.evaluate.identity import aliases, identity_report, identity_requests, names
-from stillhouse.evaluate.kept import Rows, kept, weights_bytes, weights_hash
+from stillhouse.evaluate.kept import Rows, kept, weights_bytes, weights_hash, weights_parameters
 from stillhouse.evaluate.speed import compare_speed
 from stillhouse.exchange import Exchange
 from stillhouse.models import open_model
@@ -80,34 +81,45 @@ def evaluate(
         work.open(opened, "student", f"hf:{student}")
         if before is not None:
             work.open(opened, "before", f"hf:{before}")
-        result: dict[str, Any] = {
+        answers = work.answers("teacher", held_out)
+        samples = work.samples(held_out, answers)
+        identity = work.identity(student_name) if student_name else None
+        return {
             "teacher": work.described("teacher"),
             "student": {"name": student_name} | work.described("student"),
-        }
-        with work.timed("held-out answers"):
-            answers = work.answers("teacher", held_out)
-        with work.timed("student's samples"):
-            samples = work.samples(held_out, answers)
-        with work.timed("identity"):
-            identity = work.identity(student_name) if student_name else None
-        with work.timed("fidelity"):
-            figures_ = work.fidelity(answers)
-        with work.timed("speed"):
-            speed = work.speed()
-    return result | {
-        "held_out": {
-            "prompts": len(held_out.prompts), "max_tokens": settings.max_tokens,
-            "temperature": 1.0, **figures_, "overlap": held_out.overlap(),
-        },
-        "speed": speed, "identity": identity, "samples": samples,
-        "seeds": {"evaluate": settings.seed}, "seconds": work.seconds,
-    }  # fmt: skip
+            "held_out": work.fidelity(answers) | {
+                "prompts": len(answers), "max_tokens": settings.max_tokens, "temperature": 1.0,
+                "overlap": held_out.overlap(),
+            },
+            "speed": work.speed(), "identity": identity, "samples": samples,
+            "seeds": {"evaluate": settings.seed}, "seconds": work.seconds,
+        }  # fmt: skip
 
 
 def _say(held_out: HeldOut, progress: Progress) -> None:
     for pair in held_out.left_out:
         how = "asks the same as" if pair.exact else f"is {pair.similarity:.2f} similar to"
         progress.say(f"left out: held-out prompt {pair.prompt_id} {how} a training prompt")
+
+
+def _timed(part: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds the seconds of a method to `self.seconds[part]`; of nested parts, the outer one."""
+
+    def around(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def timed(self: _Evaluation, *args: Any) -> Any:
+            if self.inside:
+                return method(self, *args)
+            began, self.inside = time.monotonic(), True
+            try:
+                return method(self, *args)
+            finally:
+                self.seconds[part] = time.monotonic() - began
+                self.inside = False
+
+        return timed
+
+    return around
 
 
 class _Evaluation:
@@ -118,6 +130,7 @@ class _Evaluation:
         self.models: dict[str, Model] = {}
         self.marks: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
+        self.inside = False
 
     def open(self, opened: ExitStack, role: str, spec: str) -> None:
         """Open a model for a role; it is closed with `opened`."""
@@ -127,21 +140,13 @@ class _Evaluation:
         self.marks[role] = weights_hash(folder) if folder is not None else f"spec:{spec}"
         self.terms = check(spec) if role == "teacher" else self.terms
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Note the seconds of a part."""
-        began = time.monotonic()
-        yield
-        self.seconds[part] = time.monotonic() - began
-
     def described(self, role: str) -> dict[str, Any]:
         """Spec, name, size and hash of a model."""
         model = self.models[role]
-        network, folder = getattr(model, "network", None), getattr(model, "folder", None)
-        parameters = sum(p.numel() for p in network.parameters()) if network is not None else None
+        folder = getattr(model, "folder", None)
         return {
             **({"spec": model.spec, "name": model.name} if role == "teacher" else {}),
-            "parameters": parameters,
+            "parameters": weights_parameters(folder) if folder is not None else None,
             "size_bytes": weights_bytes(folder) if folder is not None else None,
             "hash": self.marks[role],
         }
@@ -150,6 +155,7 @@ class _Evaluation:
         """Where a model's answers are kept: other weights, another store."""
         return self.folder / f"{what}-{role}-{self.marks[role].rpartition(':')[2][:12]}"
 
+    @_timed("held-out answers")
     def answers(self, role: str, held_out: HeldOut) -> list[Exchange]:
         """A model's answers to the held-out prompts."""
         requests = requests_for(
@@ -169,6 +175,7 @@ class _Evaluation:
         )  # fmt: skip
         return found
 
+    @_timed("student's answers")
     def samples(self, held_out: HeldOut, answers: Sequence[Exchange]) -> list[dict[str, Any]]:
         """Prompt and answers side by side, for each held-out prompt."""
         sides = {"teacher": {e.labels["prompt_id"]: e for e in answers}}
@@ -186,6 +193,7 @@ class _Evaluation:
             for prompt in held_out.prompts
         ]
 
+    @_timed("identity")
     def identity(self, student_name: str) -> dict[str, Any]:
         """What student and teacher say of themselves, and how often which name falls."""
         teacher_name = self.models["teacher"].name
@@ -202,6 +210,7 @@ class _Evaluation:
         }  # fmt: skip
         return identity_report(said, forms, self.settings.identity_samples)
 
+    @_timed("fidelity")
     def fidelity(self, answers: Sequence[Exchange]) -> dict[str, Any]:
         """Figures before and after, their difference, and the teacher's own."""
         students = {
@@ -221,6 +230,7 @@ class _Evaluation:
             "change": change(before, after, seed) if before is not None else None,
         }
 
+    @_timed("speed")
     def speed(self) -> dict[str, Any] | None:
         """Decoding speed of teacher and student; None for a teacher that is no torch model."""
         slow, fast = (

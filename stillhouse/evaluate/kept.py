@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from stillhouse.errors import DataError
 
-__all__ = ["Rows", "kept", "weights_bytes", "weights_hash"]
+__all__ = ["Rows", "kept", "weights_bytes", "weights_hash", "weights_parameters"]
 
 # What decides a model's answers; optimizer states, cards and logs beside them do not.
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -49,6 +50,22 @@ def weights_hash(folder: Path) -> str:
 def weights_bytes(folder: Path) -> int:
     """Bytes on disk of a model folder's weights."""
     return sum(path.stat().st_size for path in _files(folder) if path.suffix in _WEIGHTS)
+
+
+def weights_parameters(folder: Path) -> int:
+    """Numbers in a model folder's safetensors; an output head tied to the embedding counts once."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shapes: dict[str, list[int]] = {}
+    for path in _files(folder):
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                header = file.read(int.from_bytes(file.read(8), "little"))
+            shapes |= {
+                name: at["shape"] for name, at in json.loads(header).items() if "shape" in at
+            }
+    if config.get("tie_word_embeddings"):
+        shapes.pop("lm_head.weight", None)
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _files(folder: Path) -> list[Path]:
