@@ -130,7 +130,7 @@ class LocalModel:
         ).eval()
 
     @cached_property
-    def _engine(self) -> Network[Any]:
+    def engine(self) -> Network[Any]:
         """What answers and scores: the packed weights where they fit, else the module."""
         if torch.cuda.is_available() or not local_llama.fits(self.folder):
             module = self.network.to("cuda") if torch.cuda.is_available() else self.network
@@ -171,7 +171,7 @@ class LocalModel:
                 except ModelError as problem:
                     failures.append(Failure(request, problem, retryable=False))
 
-        for finished in sample(self._engine, jobs(), self.text.ends, top_logprobs, self._limits):
+        for finished in sample(self.engine, jobs(), self.text.ends, top_logprobs, self._limits):
             while failures:
                 yield failures.popleft()
             yield self._exchange(finished, top_logprobs)
@@ -206,7 +206,7 @@ class LocalModel:
         kept, text = self.text.cut(done.tokens.tolist(), request.sampling.stop or ())
         logprobs = Logprobs(
             tokenizer=self.text.vocabulary_hash,
-            engine=self._engine.engine,
+            engine=self.engine.engine,
             token_ids=done.tokens[:kept],
             chosen=done.chosen[:kept],
             top_ids=done.top_ids[:kept] if top else None,
@@ -251,7 +251,7 @@ class LocalModel:
                 index,
                 Logprobs(
                     tokenizer=self.text.vocabulary_hash,
-                    engine=self._engine.engine,
+                    engine=self.engine.engine,
                     token_ids=np.array(ids, np.int32),
                     chosen=columns[0] if columns else np.empty(0, np.float32),
                     top_ids=columns[1] if columns and top_logprobs else None,
@@ -262,7 +262,7 @@ class LocalModel:
     def distributions(self, exchanges: Sequence[Exchange]) -> Iterator[Scored]:
         """The whole distribution at each answer position, an exchange at a time, in any order."""
         for index, ids, chunks in self._read(exchanges):
-            width = self._engine.vocabulary
+            width = self.engine.vocabulary
             found = np.empty((len(ids), width), np.float32)
             for position, logits in chunks:
                 found[position : position + len(logits)] = logits.log_softmax(-1).numpy()
@@ -292,7 +292,7 @@ class LocalModel:
             group, full = full[-count:], full[:-count]
             sequences = [prompts[i] + answers[i] for i in group]
             starts = [len(prompts[i]) for i in group]
-            chunks = self._engine.logits(sequences, starts)
+            chunks = self.engine.logits(sequences, starts)
             coming = _Ahead(chunks)
             for place, index in enumerate(group):
                 yield index, answers[index], coming.of(place, starts[place])
@@ -301,7 +301,7 @@ class LocalModel:
 
     def close(self) -> None:
         """Let go of the weights."""
-        for held in ("network", "_engine"):
+        for held in ("network", "engine"):
             self.__dict__.pop(held, None)
 
     def __enter__(self) -> Self:
