@@ -19,7 +19,7 @@ from stillhouse.config import CollectSettings
 from stillhouse.exchange import Request, Sampling, Terms
 from stillhouse.prompts import Prompt, Prompts
 
-__all__ = ["Held", "Plan", "left_to_ask", "make_plan", "request_seed", "requests"]
+__all__ = ["Held", "Plan", "Questions", "left_to_ask", "make_plan", "request_seed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,45 +55,57 @@ class Plan:
         return {**dataclasses.asdict(self), "store": str(self.store)}
 
 
-def request_seed(seed: int, request: Request, index: int) -> int:
-    """The sampler's seed of one request, 0 to 2^31 - 1, from the run's seed, what is asked, and
-    the sample's index.
+def request_seed(seed: int, asked: str, index: int) -> int:
+    """The sampler's seed of one request, 0 to 2^31 - 1.
 
     31 bits: llama.cpp reads an unsigned 32-bit seed whose highest value means 'random'.
+
+    Args:
+        seed: the run's.
+        asked: what is asked: the key of the request without any sampling.
+        index: the sample's.
     """
-    asked = dataclasses.replace(request, sampling=Sampling()).key
     digest = hashlib.sha256(f"{seed} {asked} {index}".encode()).digest()
     return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 
 
-def requests(
-    prompts: Sequence[Prompt], settings: CollectSettings, terms: Terms
-) -> Iterator[Request]:
-    """Every request, in the order of asking, made as it is drawn; every setting explicit."""
-    bare = [
-        Request(
-            prompt=prompt.messages, tools=prompt.tools, sampling=Sampling(),
-            labels=prompt.labels, terms=terms,
-        )
-        for prompt in prompts
-    ]  # fmt: skip
-    bare.sort(key=lambda request: request_seed(settings.seed, request, -1))
-    for index in range(settings.samples_per_prompt):
-        for request in bare:
-            sampling = Sampling(
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                top_k=settings.top_k,
-                min_p=settings.min_p,
-                frequency_penalty=0.0,
-                presence_penalty=0.0,
-                repeat_penalty=1.0,
-                max_tokens=settings.max_tokens,
-                stop=(),
-                seed=request_seed(settings.seed, request, index),
-                sample_index=index,
+class Questions:
+    """What is asked, in the order of asking; each iteration makes the requests anew."""
+
+    def __init__(self, prompts: Sequence[Prompt], settings: CollectSettings, terms: Terms) -> None:
+        """Settle the order."""
+        self._settings = settings
+        self._bare = [
+            Request(
+                prompt=prompt.messages, tools=prompt.tools, sampling=Sampling(),
+                labels=prompt.labels, terms=terms,
             )
-            yield dataclasses.replace(request, sampling=sampling)
+            for prompt in prompts
+        ]  # fmt: skip
+        self._bare.sort(key=lambda request: request_seed(settings.seed, request.key, -1))
+
+    def __iter__(self) -> Iterator[Request]:
+        """Every request, made as it is drawn, every setting explicit."""
+        for index in range(self._settings.samples_per_prompt):
+            for request in self._bare:
+                sampling = self._sampling(request, index)
+                yield dataclasses.replace(request, sampling=sampling)
+
+    def _sampling(self, request: Request, index: int) -> Sampling:
+        settings = self._settings
+        return Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            min_p=settings.min_p,
+            frequency_penalty=0.0,
+            presence_penalty=0.0,
+            repeat_penalty=1.0,
+            max_tokens=settings.max_tokens,
+            stop=(),
+            seed=request_seed(settings.seed, request.key, index),
+            sample_index=index,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,20 +121,24 @@ class Held:
     tokens_per_s: float | None = None
 
 
-def left_to_ask(
-    prompts: Sequence[Prompt], settings: CollectSettings, terms: Terms, held: Held
-) -> Iterator[Request]:
+def left_to_ask(questions: Questions, held: Held) -> Iterator[Request]:
     """The requests without an answer in the store, in the order of asking, budget aside."""
-    for request in requests(prompts, settings, terms):
+    for request in questions:
         if request.key not in held.keys and request.key not in held.refused:
             yield request
 
 
 def make_plan(
-    prompts: Prompts, settings: CollectSettings, *, teacher: str, terms: Terms, held: Held
+    prompts: Prompts,
+    questions: Questions,
+    settings: CollectSettings,
+    *,
+    teacher: str,
+    terms: Terms,
+    held: Held,
 ) -> Plan:
     """The figures of what `left_to_ask` gives."""
-    keys = [request.key for request in requests(prompts.prompts, settings, terms)]
+    keys = [request.key for request in questions]
     there = sum(key in held.keys for key in keys)
     refused = sum(key in held.refused and key not in held.keys for key in keys)
     to_ask = len(keys) - there - refused

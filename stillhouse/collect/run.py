@@ -9,18 +9,18 @@ it again asks only for what is missing. Nothing here trains, judges or filters a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillhouse.collect.asking import Asking
 from stillhouse.collect.keeping import Failures, Origin
-from stillhouse.collect.plan import Held, Plan, left_to_ask, make_plan
+from stillhouse.collect.plan import Held, Plan, Questions, left_to_ask, make_plan
 from stillhouse.config import CollectSettings
 from stillhouse.errors import CapabilityError, ModelError
-from stillhouse.exchange import Terms
-from stillhouse.models import open_model, parse_spec
-from stillhouse.models.base import Need
+from stillhouse.exchange import Request, Terms
+from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.prompts import Prompts, prompt_files, read_prompts
 from stillhouse.report import Progress, Silent
 from stillhouse.store import Store
@@ -83,7 +83,8 @@ def plan(
     if (store / "store.json").exists():
         with Store(store, "r") as opened:
             held = _held(opened, Origin(opened), Failures(store), settings)
-    return make_plan(prompts, settings, teacher=teacher, terms=terms, held=held)
+    questions = Questions(prompts.prompts, settings, terms)
+    return make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
 
 
 def collect(
@@ -119,12 +120,13 @@ def collect(
             settings.prompts, rejects=store / "rejects.jsonl",
             max_rejected=settings.max_rejected, exclude=[store],
         )  # fmt: skip
-        work = make_plan(prompts, settings, teacher=teacher, terms=terms, held=held)
+        questions = Questions(prompts.prompts, settings, terms)
+        work = make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
         _announce(work, prompts, kept.torn, progress)
         asking = Asking(kept, failures, settings, work, progress)
         # Another spec may name the same model; only the model itself can tell.
         if work.to_ask or not origin.is_from(teacher):
-            _ask(asking, origin, left_to_ask(prompts.prompts, settings, terms, held), progress)
+            _ask(asking, origin, left_to_ask(questions, held), runs)
         if asking.answered:
             kept.seal()  # what is complete may be read by anything that reads Parquet
         return CollectReport(
@@ -189,13 +191,18 @@ def _announce(work: Plan, prompts: Prompts, torn: int, progress: Progress) -> No
     )
 
 
-def _ask(asking: Asking, origin: Origin, todo: Any, progress: Progress) -> None:
+def _ask(asking: Asking, origin: Origin, todo: Iterator[Request], runs: Path) -> None:
     """Load the model, ask it, and write down how it went, however it ended."""
-    settings, work = asking.settings, asking.plan
+    settings, work, progress = asking.settings, asking.plan, asking.progress
     progress.start(f"loading {work.teacher}")
     need = Need(text=True, top_logprobs=settings.top_logprobs)
     with open_model(
-        work.teacher, need=need, engine=settings.engine, slots=settings.concurrency
+        work.teacher,
+        need=need,
+        engine=settings.engine,
+        slots=settings.concurrency,
+        runs=runs,
+        progress=progress,
     ) as model:
         progress.finish(model.name)
         origin.refuse_other_model(model.name)

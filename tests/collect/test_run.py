@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stillhouse.collect import asking, keeping
-from stillhouse.collect.plan import request_seed, requests
+from stillhouse.collect.plan import Questions, request_seed
 from stillhouse.collect.run import CollectReport, collect, plan
 from stillhouse.config import CollectSettings
 from stillhouse.errors import ConfigError, DataError, ModelError, StoreError, TermsError
-from stillhouse.exchange import Exchange, Request
+from stillhouse.exchange import Exchange, Request, Sampling
 from stillhouse.models.base import Capabilities
 from stillhouse.prompts import read_prompts
 from stillhouse.store import Store
@@ -109,7 +110,9 @@ def test_exchanges_carry_settings_labels_terms_and_the_key_of_their_request(
     file = prompts_file(tmp_path, *numbered(5))
     settings = settings_for(file, temperature=0.7, top_p=0.9, top_k=40, min_p=0.05, seed=3)
     collect(settings, teacher=server.spec, store=tmp_path / "store")
-    asked = {r.key: r for r in requests(read_prompts([file]).prompts, settings, check(server.spec))}
+    asked = {
+        r.key: r for r in Questions(read_prompts([file]).prompts, settings, check(server.spec))
+    }
     for exchange in kept(tmp_path / "store"):
         request = asked.pop(exchange.key)
         assert exchange.sampling == request.sampling
@@ -156,7 +159,7 @@ def test_several_samples_have_their_own_index_and_seed(
 def test_the_order_of_asking_is_fixed_and_does_not_follow_the_files(tmp_path: Path) -> None:
     def order(*texts: str, **changes: Any) -> list[tuple[str, int | None]]:
         file = prompts_file(tmp_path, *texts)
-        asked = requests(
+        asked = Questions(
             read_prompts([file]).prompts, settings_for(file, **changes), check("smollm2-135m")
         )
         return [(request.prompt[0].text, request.sampling.sample_index) for request in asked]
@@ -174,11 +177,11 @@ def test_the_order_of_asking_is_fixed_and_does_not_follow_the_files(tmp_path: Pa
 
 def test_seeds_fit_31_bits_and_depend_on_prompt_sample_and_run(tmp_path: Path) -> None:
     file = prompts_file(tmp_path, *numbered(300))
-    asked = list(requests(read_prompts([file]).prompts, settings_for(file), check("smollm2-135m")))
+    asked = list(Questions(read_prompts([file]).prompts, settings_for(file), check("smollm2-135m")))
     seeds = [request.sampling.seed for request in asked]
     assert all(seed is not None and 0 <= seed < 2**31 for seed in seeds)
     assert len(set(seeds)) == 300
-    assert [request_seed(7, request, 0) for request in asked] == seeds
+    assert [request_seed(7, replace(r, sampling=Sampling()).key, 0) for r in asked] == seeds
     assert (
         request_seed(8, asked[0], 0) != request_seed(7, asked[0], 0) != request_seed(7, asked[0], 1)
     )
@@ -193,7 +196,7 @@ def test_a_budget_stops_and_a_larger_one_goes_on(tmp_path: Path, server: Teacher
     assert collect(few, teacher=server.spec, store=store).exchanges == 10
     assert collect(few, teacher=server.spec, store=store).asked == 0
     first = set(texts(store))
-    order = [r.prompt[0].text for r in requests(read_prompts([file]).prompts, few, check("gpt2"))]
+    order = [r.prompt[0].text for r in Questions(read_prompts([file]).prompts, few, check("gpt2"))]
     assert first == set(order[:10])
     more = collect(settings_for(file, exchanges=25), teacher=server.spec, store=store)
     assert (more.exchanges, more.asked, more.already_there) == (25, 15, 10)
