@@ -22,9 +22,11 @@ from stillhouse.store import Store
 
 __all__ = ["Asking"]
 
-# A request that failed and may succeed later is asked this often, with a pause before each round
-# that grows; the model has then already tried again by itself within each. Ours.
-ATTEMPTS = 3
+# A request that failed and may succeed later is asked this often, and no longer than rounds of
+# asking again bring anything; the pause before each round grows. Within each asking the model has
+# already tried again by itself, for a minute where it is a server. Ours.
+ATTEMPTS = 10
+BARREN_ROUNDS = 2
 PAUSE_SECONDS = 2.0
 # So many failures without one answer between them mean that something is wrong with all of them.
 # Ours: more than the default requests in flight, few enough to burn little of anybody's budget.
@@ -53,7 +55,7 @@ class Asking:
         self._open: set[str] = set()  # drawn by the model, and nothing came of them yet
         self._times: Counter[str] = Counter()  # failures of a request
         self._again: list[Request] = []
-        self._given_up = self._in_a_row = 0
+        self._spent = self._in_a_row = 0
         self._last: Failure | None = None
 
     @property
@@ -85,19 +87,22 @@ class Asking:
         self.progress.start("asking the teacher", plan.already_there + plan.to_ask, "answers")
         self.progress.advance(plan.already_there)
         self._began = time.monotonic()
-        rounds = 0
+        rounds = barren = 0
         with Keeper(self.store) as keeper:
             while (room := plan.to_ask - self.answered) > 0 and not self._hopeless:
                 again, self._again = self._again, []
                 if again:
-                    self.progress.say(f"{len(again)} requests are asked again")
+                    self.progress.say(f"{len(again)} requests failed and are asked again")
                     time.sleep(PAUSE_SECONDS * rounds)
-                before = self.asked
+                asked, answered = self.asked, self.answered
                 self._round(model, islice(chain(again, todo), room), keeper)
                 rounds += 1
-                if self.asked == before:
+                barren = barren + 1 if self.answered == answered else 0
+                if self.asked == asked or (self._again and barren == BARREN_ROUNDS):
                     break
-        if self._last and (self._hopeless or self._given_up or not len(self.store)):
+        failing = self._hopeless or self._again or self._spent
+        missing = self.answered < plan.to_ask
+        if self._last and missing and (failing or not len(self.store)):
             raise self._last.error
         self.progress.finish(f"{self.answered} answers, {self._speed}")
 
@@ -158,7 +163,7 @@ class Asking:
         if failure.retryable and self._times[key] < ATTEMPTS:
             self._again.append(failure.request)
         elif failure.retryable:
-            self._given_up += 1
+            self._spent += 1
 
     @property
     def _speed(self) -> str:

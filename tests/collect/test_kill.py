@@ -111,7 +111,7 @@ def killed_again_and_again(tmp_path: Path, count: int, kills: int, seed: int) ->
 def test_killed_twice_every_prompt_is_there_once_and_no_kept_answer_is_asked_for_again(
     tmp_path: Path,
 ) -> None:
-    assert killed_again_and_again(tmp_path, count=400, kills=2, seed=1) >= 1
+    assert killed_again_and_again(tmp_path, count=300, kills=2, seed=1) >= 1
 
 
 @pytest.mark.slow

@@ -15,9 +15,17 @@ from stillhouse.collect import asking, keeping
 from stillhouse.collect.plan import Questions, request_seed
 from stillhouse.collect.run import CollectReport, collect, plan
 from stillhouse.config import CollectSettings
-from stillhouse.errors import ConfigError, DataError, ModelError, StoreError, TermsError
+from stillhouse.errors import (
+    CapabilityError,
+    ConfigError,
+    DataError,
+    ModelError,
+    StoreError,
+    TermsError,
+    TransportError,
+)
 from stillhouse.exchange import Exchange, Request, Sampling
-from stillhouse.models.base import Capabilities
+from stillhouse.models import Capabilities, open_model
 from stillhouse.prompts import read_prompts
 from stillhouse.store import Store
 from stillhouse.terms import check
@@ -31,7 +39,14 @@ def server() -> Iterator[TeacherServer]:
 
 
 @pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same waits as a user's, only shorter."""
+
+    def impatient(spec: str, **options: Any) -> Any:
+        short = {"attempts": 2, "first_wait_seconds": 0.01} if spec.startswith("http") else {}
+        return open_model(spec, **options, **short)
+
+    monkeypatch.setattr("stillhouse.collect.run.open_model", impatient)
     monkeypatch.setattr(asking, "PAUSE_SECONDS", 0.01)
 
 
@@ -243,11 +258,21 @@ def test_a_request_that_keeps_failing_ends_the_run_with_what_is_done_and_what_to
     assert failure["retryable"] is True
     assert failure["prompt_id"].startswith("p1:")
     assert failure["reason"]
-    bound = server.asked["down with it"]
-    assert 3 <= bound <= 12
+    # twice by the model, in the first round and in each that brought nothing
+    assert server.asked["down with it"] == 2 * (1 + asking.BARREN_ROUNDS)
     with pytest.raises(ModelError):
         collect(settings, teacher=server.spec, store=store)
     assert [count for text, count in server.asked.items() if text.startswith("prompt")] == [1] * 20
+
+
+def test_a_request_is_asked_a_bounded_number_of_times(
+    tmp_path: Path, server: TeacherServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "ATTEMPTS", 2)
+    settings = settings_for(prompts_file(tmp_path, "a", "b", "down c"))
+    with pytest.raises(ModelError, match="2 of 3"):
+        collect(settings, teacher=server.spec, store=tmp_path / "store")
+    assert server.asked["down c"] == 2 * 2
 
 
 def test_a_prompt_longer_than_the_context_is_counted_and_not_asked_again(
@@ -290,6 +315,51 @@ def test_a_server_that_is_gone_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=re.escape("127.0.0.1")) as gone:
         collect(settings, teacher=spec, store=tmp_path / "store")
     assert gone.value.exit_code == 4
+
+
+# ---- scripted teachers ----
+
+
+def test_log_probabilities_are_kept_bit_for_bit(tmp_path: Path) -> None:
+    file, store = prompts_file(tmp_path, *numbered(3)), tmp_path / "store"
+    settings = settings_for(file, top_logprobs=5, max_tokens=20)
+    report = collect(settings, teacher="scripted:bigram", store=store)
+    assert report.terms.teacher == "scripted"
+    (model,) = {exchange.model for exchange in kept(store)}
+    assert model == report.model
+    exchanges = {exchange.key: exchange for exchange in kept(store)}
+    with open_model("scripted:bigram") as teacher:
+        questions = Questions(read_prompts([file]).prompts, settings, report.terms)
+        for answer in teacher.answer(questions, top_logprobs=5):
+            assert isinstance(answer, Exchange)
+            assert answer.logprobs is not None
+            assert exchanges[answer.key].logprobs == answer.logprobs
+            assert exchanges[answer.key].response == answer.response
+
+
+def test_a_teacher_that_fails_now_and_then_gives_every_answer_in_the_end(tmp_path: Path) -> None:
+    settings = settings_for(prompts_file(tmp_path, *numbered(20)))
+    report = collect(settings, teacher="scripted:flaky", store=tmp_path / "store")
+    assert (report.exchanges, report.failed) == (20, {})
+    assert report.asked > 20
+
+
+def test_a_teacher_that_is_gone_for_good_ends_the_run_and_running_again_goes_on(
+    tmp_path: Path,
+) -> None:
+    settings, store = settings_for(prompts_file(tmp_path, *numbered(12))), tmp_path / "store"
+    for there in (5, 10):
+        with pytest.raises(TransportError, match=f"{there} of 12 answers are kept") as gone:
+            collect(settings, teacher="scripted:gone", store=store)
+        assert "run the same command again" in gone.value.todo
+    assert collect(settings, teacher="scripted:gone", store=store).exchanges == 12
+    assert sorted(texts(store)) == sorted(numbered(12))
+
+
+def test_log_probabilities_a_teacher_cannot_give_are_refused(tmp_path: Path) -> None:
+    settings = settings_for(prompts_file(tmp_path, "a"), top_logprobs=5)
+    with pytest.raises(CapabilityError, match="top-5"):
+        collect(settings, teacher="scripted:echo", store=tmp_path / "store")
 
 
 # ---- the gate, and bad input ----
