@@ -123,7 +123,7 @@ def _field(reader: GGUFReader, name: str) -> Any:
 
 
 def _name(name: str) -> str | None:
-    """transformers' name of a tensor of a plain Llama, None for a tensor it does not have."""
+    """The name in transformers of a tensor of a plain Llama, None for a tensor it does not have."""
     if name in _TOP:
         return _TOP[name]
     block, _, rest = name.removeprefix("blk.").partition(".")

@@ -92,10 +92,7 @@ def most_likely(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
     blocks = -(-width // _BLOCK)
     if k * 4 > blocks:
         return logits.topk(min(k, width))
-    wide = (
-        F.pad(logits, (0, blocks * _BLOCK - width), value=-math.inf) if width % _BLOCK else logits
-    )
-    split = wide.view(n, blocks, _BLOCK)
+    split = _blocks(logits, -math.inf)
     best = split.amax(-1).topk(k, sorted=False).indices
     inside = split.gather(1, best[:, :, None].expand(-1, -1, _BLOCK)).view(n, -1)
     values, at = inside.topk(k)
@@ -104,10 +101,20 @@ def most_likely(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 
 def log_normaliser(logits: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     """(N, 1) float64 log-sum-exp of each row, given the row's largest (N, 1)."""
-    return (
-        largest.double()
-        + (logits - largest).exp_().sum(-1, dtype=torch.float64, keepdim=True).log()
-    )
+    sums = _block_sums((logits - largest).exp_())
+    return largest.double() + sums.sum(-1, keepdim=True).log()
+
+
+def _blocks(rows: torch.Tensor, fill: float) -> torch.Tensor:
+    """(N, blocks, _BLOCK) of (N, V), the last block filled up."""
+    short = -rows.shape[1] % _BLOCK
+    rows = F.pad(rows, (0, short), value=fill) if short else rows
+    return rows.view(len(rows), -1, _BLOCK)
+
+
+def _block_sums(weights: torch.Tensor) -> torch.Tensor:
+    """(N, blocks) in float64: a block's 64 weights are added in float32, blocks in float64."""
+    return _blocks(weights, 0.0).sum(-1).double()
 
 
 def draw(
@@ -141,11 +148,8 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor,
     """(N,) the first index at which the running sum of weights (N, V) exceeds uniform (N, 1) of
     it, and the sums (N, 1); sums in float64.
     """
-    n, width = weights.shape
-    if width % _BLOCK:
-        weights = F.pad(weights, (0, _BLOCK - width % _BLOCK))
-    split = weights.view(n, -1, _BLOCK)
-    sums = split.sum(-1, dtype=torch.float64)
+    split = _blocks(weights, 0.0)
+    sums = _block_sums(weights)
     running = sums.cumsum(-1)
     total = running[:, -1:].contiguous()
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))

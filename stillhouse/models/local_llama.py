@@ -275,21 +275,24 @@ class PackedLlama:
         if common:  # the prefix is seen by all, the rest as in a triangle
             mask = torch.ones(spread[1], common + spread[1], dtype=torch.bool).tril(common)
 
-        def widen(flat: torch.Tensor) -> torch.Tensor:
-            wide = flat.new_zeros(*spread, *flat.shape[1:])
-            wide[batch.rows, batch.columns] = flat
-            return wide.transpose(1, 2)
+        # Each layer writes these anew; what no token stands on stays zero, as NaN would spread.
+        wide_q = torch.zeros(*spread, self.heads, self.head_dim)
+        wide_k, wide_v = torch.zeros(
+            2, spread[0], common + spread[1], self.kv_heads, self.head_dim
+        ).unbind()
+        at = (batch.rows, batch.columns + common)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             if keep:
                 keep(layer, k, v)
-            wide_q, wide_k, wide_v = widen(q), widen(k), widen(v)
+            wide_q[batch.rows, batch.columns], wide_k[at], wide_v[at] = q, k, v
             if common:
-                k0, v0 = (part.expand(spread[0], -1, -1, -1) for part in batch.prefix[layer])
-                wide_k, wide_v = torch.cat((k0, wide_k), 2), torch.cat((v0, wide_v), 2)
+                k0, v0 = batch.prefix[layer]
+                wide_k[:, :common], wide_v[:, :common] = k0.transpose(0, 1), v0.transpose(0, 1)
             seen = F.scaled_dot_product_attention(
-                wide_q, wide_k, wide_v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-            )
+                wide_q.transpose(1, 2), wide_k.transpose(1, 2), wide_v.transpose(1, 2),
+                attn_mask=mask, is_causal=mask is None, enable_gqa=True,
+            )  # fmt: skip
             return seen.transpose(1, 2)[batch.rows, batch.columns].flatten(1)
 
         return self._forward(batch.ids, batch.positions, attend)
