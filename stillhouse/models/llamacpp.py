@@ -185,7 +185,10 @@ class LlamaCppModel:
         return body
 
     async def _need(self, request: Request, body: dict[str, Any]) -> int:
-        """Tokens of context to set aside; counted by the server where it is not plainly little."""
+        """Tokens of context to set aside; counted by the server where it is not plainly little.
+
+        Where prompt and answer could exceed the context, the answer is limited to what is left.
+        """
         asked = request.sampling.max_tokens
         # A token is at least a byte, so this is at least the number of prompt tokens.
         most = len(json.dumps([body["messages"], body.get("tools")]).encode()) + (
@@ -197,7 +200,9 @@ class LlamaCppModel:
         prompt_tokens = int(counted["input_tokens"])
         if prompt_tokens >= self._context:
             raise self._too_long(prompt_tokens)
-        return min(prompt_tokens + (self._context if asked is None else asked), self._context)
+        left = self._context - prompt_tokens
+        body["max_tokens"] = left if asked is None else min(asked, left)
+        return prompt_tokens + body["max_tokens"]
 
     async def _exchange(
         self, request: Request, answer: dict[str, Any], top_logprobs: int, slot: int

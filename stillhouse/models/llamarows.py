@@ -36,7 +36,8 @@ async def answer_columns(
     """
     try:
         tokens: list[int] = told["tokens"]
-        came, prompt = told["completion_probabilities"], told["prompt"]
+        prompt = told["prompt"]
+        came = told.get("completion_probabilities", ())  # left out where no row is recorded
     except KeyError as problem:
         raise _unknown_form(f"no field {problem} in the answer", engine) from problem
     at = complete_positions(tokens, words.pieces)

@@ -8,6 +8,7 @@ a single answer in between, the server counts as gone. What answers mean is `lla
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import secrets
 import subprocess
@@ -51,13 +52,16 @@ class LlamaServer:
         timeout_seconds: float,
     ) -> None:  # fmt: skip
         self.gguf, self.restarts = gguf, 0
+        self.address, self.key = "", ""
+        """Of the server that runs now, for other clients on this machine."""
         self._settings = {
             "model": str(gguf), "name": gguf.name, "slots": slots, "pool_tokens": pool_tokens,
             "threads": threads,
         }  # fmt: skip
         self._timeout = timeout_seconds
         self._process: subprocess.Popen[str] | None = None
-        self._log: IO[bytes] | None = None
+        self._log: IO[bytes] = io.BytesIO()
+        self._words = ""  # the end of the last server's log
         self._client: httpx.AsyncClient | None = None
         self._generation = 0  # counts servers started
         self._deaths_in_a_row = 0
@@ -122,13 +126,14 @@ class LlamaServer:
                     raise TransportError(
                         str(self.gguf),
                         f"llama.cpp's server died {self._deaths_in_a_row} times in a row without "
-                        f"an answer{self._last_words()}",
+                        f"an answer{self._words}",
                         "a server that answers",
                         "Check the memory left and the GGUF file, then run the command again: "
                         "answers already stored are kept",
                     )
                 self.restarts += bool(self._generation)
-                self._client = self._connect(*await asyncio.to_thread(self._spawn))
+                self.address, self.key = await asyncio.to_thread(self._spawn)
+                self._client = self._connect(self.address, self.key)
                 self._generation += 1
             return self._generation, self._client
 
@@ -152,12 +157,12 @@ class LlamaServer:
     def _spawn(self) -> tuple[str, str]:
         """Address and key of a new server process; blocks until it has loaded the model."""
         key = secrets.token_urlsafe(24)  # other users of this machine stay out
-        log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `_reap`
         process = subprocess.Popen(
             [sys.executable, "-P", str(llamachild.__file__)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
-        self._process, self._log = process, log
+        self._process = process
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -170,8 +175,8 @@ class LlamaServer:
         if "address" in told:
             return told["address"], key
         process.kill()
-        _reap(process)
-        words = self._last_words()
+        self._reap(process)
+        self._process = None
         if "missing" in told:
             raise ModelError(
                 str(self.gguf), f"xllamacpp cannot be imported ({told['missing']})",
@@ -179,18 +184,10 @@ class LlamaServer:
             )  # fmt: skip
         found = told.get("error") or f"exit code {process.returncode}"
         raise ModelError(
-            str(self.gguf), f"llama.cpp could not serve the file: {found}{words}",
+            str(self.gguf), f"llama.cpp could not serve the file: {found}{self._words}",
             "a GGUF model that llama.cpp knows, and memory for it",
             "Check the file, or ask for fewer slots or a shorter context",
         )  # fmt: skip
-
-    def _last_words(self) -> str:
-        """The end of llama.cpp's log, for errors."""
-        if self._log is None or self._log.closed:
-            return ""
-        self._log.seek(0)
-        lines = deque((line.decode(errors="replace").strip() for line in self._log), _LOG_LINES)
-        return "".join(f"; {line}" for line in lines if line)
 
     async def _retire(self, generation: int) -> None:
         """End the given server; nothing where another one runs by now."""
@@ -199,7 +196,7 @@ class LlamaServer:
         process, self._process = self._process, None
         client, self._client = self._client, None
         process.kill()  # it holds nothing worth a farewell
-        await asyncio.to_thread(_reap, process)
+        await asyncio.to_thread(self._reap, process)
         if client is not None:
             await client.aclose()
 
@@ -214,15 +211,17 @@ class LlamaServer:
         self.kill()
         async with self._changing:
             await self._retire(self._generation)
-            if self._log is not None:
-                self._log.close()
 
-
-def _reap(process: subprocess.Popen[str]) -> None:
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    def _reap(self, process: subprocess.Popen[str]) -> None:
+        """Wait for a killed process, close its files, and keep the end of its log for errors."""
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        with self._log:
+            self._log.seek(0)
+            lines = deque((line.decode(errors="replace").strip() for line in self._log), _LOG_LINES)
+        self._words = "".join(f"; {line}" for line in lines if line)
 
 
 def _refusal(status: int, content: bytes) -> Refused:
