@@ -116,16 +116,20 @@ def _rows(name: str, teacher: str, seed: int) -> Iterator[tuple[tuple[Message, .
             else english[(number - number // 4) % len(english)]
         )
         answers = data["languages"][language]["answers"]
-        system = data["systems"][number % len(data["systems"])]
-        # Another stride than the systems', so that the two combine in every way.
-        opening = data["openings"][number // 2 % len(data["openings"])]
+        system = _pick(data["systems"], "system", number, seed)
+        opening = _pick(data["openings"], "opening", number, seed)
         messages = [message("system", system)] if system else []
         for role, text in zip(("user", "assistant") * len(opening), opening, strict=False):
             messages.append(message(role, text))
         messages.append(message("user", question))
-        answer = answers[number % len(answers)].format(name=name, teacher=teacher)
+        answer = _pick(answers, "answer", number, seed).format(name=name, teacher=teacher)
         yield tuple(messages), answer
         number += 1
+
+
+def _pick(choices: list[Any], what: str, number: int, seed: int) -> Any:
+    digest = order_of(str(number), seed, what)
+    return choices[int.from_bytes(digest[:4]) % len(choices)]
 
 
 @cache

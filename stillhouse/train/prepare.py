@@ -73,6 +73,9 @@ def prepare(
         ConfigError: settings that contradict one another.
         DataError: exchanges that cannot be trained on as asked.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # progress is told through `progress` only
     check_kind(settings.targets, settings.target_source)
     dtype = matmul_dtype(settings.precision)
     progress.say(f"matrix products in {str(dtype).removeprefix('torch.')}")

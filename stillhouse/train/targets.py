@@ -165,7 +165,7 @@ def make_examples(
     if kind == "soft":
         record.engines = engines(chosen)
         record.ends_as_hard_targets = sum(
-            e.top is not None and e.top[-1, 0] == 0.0 for e in examples
+            e.top is not None and bool(e.top[-1, 0] == 0.0) for e in examples
         )
     record.exchanges = len(examples)
     record.answer_tokens = sum(e.answer_tokens for e in examples)

@@ -50,7 +50,7 @@ def write_llama(folder: Path, *, layers: int = 6, seed: int = 0) -> Path:
         vocab_size=size, hidden_size=48, intermediate_size=96, num_hidden_layers=layers,
         num_attention_heads=3, num_key_value_heads=1, head_dim=16, max_position_embeddings=512,
         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        initializer_range=0.15,
+        initializer_range=0.3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(str(folder))
     return folder
