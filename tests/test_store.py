@@ -333,6 +333,20 @@ def test_a_reader_lists_again_when_a_segment_was_sealed_meanwhile(
         assert list(store) == made
 
 
+def test_a_seal_whose_rename_was_lost_is_done_again(folder: Path) -> None:
+    made = filled(folder, 5, sealed=3)
+    (folder / "000001-3.parquet").unlink()
+    filled(folder / "again", 3)
+    journal_of(folder / "again").rename(folder / "000001.open")
+    with Store(folder, "r") as store:
+        assert list(store) == made
+    with Store(folder) as store:
+        assert list(store) == made
+        assert store.describe()["segments"] == 1
+        assert store.append_many([*made, numbered(5)]) == 1
+    assert journal_of(folder).name == "000002.open"
+
+
 class Died(BaseException):
     """The process is dead: nothing it does from here on reaches the disk."""
 
@@ -387,6 +401,7 @@ def test_a_crash_at_every_single_step_loses_nothing_acknowledged(
                 store.append_many(made)
                 assert list(store) == made
             assert not list(path.glob("*.tmp"))
+            assert len(list(path.glob("*.open"))) == 1
             if done[0] >= 0:
                 break
         shutil.rmtree(tmp_path)
@@ -422,6 +437,7 @@ def test_a_full_disk_refuses_clearly_and_keeps_what_was_acknowledged(folder: Pat
                 kept += 1
             assert "appending failed" in told
             assert "what was acknowledged is safe" in told
+            assert Journal(journal_of(folder)).torn == 0, "half a frame was left there"
             assert 5 < kept < 40
             assert list(store) == made[:kept]
             with Store(folder, "r") as reader:
