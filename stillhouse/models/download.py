@@ -21,7 +21,6 @@ __all__ = ["download", "full_disk"]
 
 _ATTEMPTS = 6
 _FIRST_WAIT_SECONDS = 0.5  # doubled after each attempt that brought nothing
-_CHUNK = 1 << 18
 
 
 class _Broken(Exception):
@@ -115,7 +114,7 @@ def _receive(
     length = response.headers.get("Content-Length")
     total = have + int(length) if length is not None and length.isdigit() else None
     progress.start(stage, total, "bytes")
-    for chunk in response.iter_raw(_CHUNK):
+    for chunk in response.iter_raw():  # as it arrives: what is gathered first is lost in a cut
         file.write(chunk)
         have += len(chunk)
         progress.advance(have)

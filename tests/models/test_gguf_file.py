@@ -3,11 +3,15 @@
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stillhouse.errors import ModelError
+from stillhouse.models import Need, open_model
 from stillhouse.models.gguf_file import read_head, vocabulary
+from stillhouse.models.llamarows import complete_positions
 from stillhouse.text import tokenizer_hash
+from tests.models.conftest import ask
 
 
 def string(text: str) -> bytes:
@@ -94,14 +98,41 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         read_head(tmp_path / "none.gguf")
 
 
+@pytest.mark.slow
 @pytest.mark.weights
-def test_the_teacher_s_vocabulary_is_the_one_of_its_tokenizer(gguf: Path) -> None:
-    """The local engine hashes what transformers reads; ids of both engines mean the same."""
-    transformers = pytest.importorskip("transformers")
+def test_both_engines_mean_the_same_by_a_token_id(gguf: Path) -> None:
+    pytest.importorskip("torch")
     words = vocabulary(gguf)
     assert len(words.tokens) == 49_152
     assert words.context_tokens == 8192
-    read = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    assert words.hash == tokenizer_hash(read.get_vocab())
-    text = "Grüße 🎉 and 日本, isn't it?\n"
-    assert b"".join(words.pieces[token] for token in read.encode(text)).decode() == text
+    with open_model("smollm2-135m", need=Need(scoring=True)) as local:
+        tokenizer = local.tokenizer  # type: ignore[attr-defined]
+        assert words.hash == tokenizer_hash(tokenizer.get_vocab())
+        text = "Grüße 🎉 and 日本, isn't it?\n"
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert b"".join(words.pieces[token] for token in ids).decode() == text
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_both_engines_give_near_log_probabilities_also_inside_characters(gguf: Path) -> None:
+    pytest.importorskip("torch")
+    emoji = ask("Say hi with emoji 🎉 and Ärger", seed=3, max_tokens=40)
+    with open_model("smollm2-135m", need=Need(text=True, top_logprobs=20), slots=2) as llama:
+        exchanges = list(llama.answer([emoji, ask("Why is the sky blue?")], top_logprobs=20))
+    with open_model("smollm2-135m", need=Need(scoring=True)) as local:
+        scored = dict(local.score(exchanges, top_logprobs=20))  # type: ignore[arg-type]
+    words = vocabulary(gguf)
+    inside = []
+    for index, exchange in enumerate(exchanges):
+        one, other = exchange.logprobs, scored[index]  # type: ignore[union-attr]
+        assert one is not None
+        assert one.tokenizer == other.tokenizer
+        assert np.array_equal(one.token_ids, other.token_ids)
+        apart = np.abs(one.chosen - other.chosen)
+        assert np.median(apart) < 0.1
+        ids = one.token_ids.tolist()  # type: ignore[union-attr]
+        gaps = sorted(set(range(len(ids))) - set(complete_positions(ids, words.pieces)))
+        inside += apart[gaps].tolist()
+    assert len(inside) >= 3
+    assert np.median(inside) < 0.15
