@@ -315,8 +315,9 @@ def test_text_that_looks_like_a_frame_does_not_pass_for_one(folder: Path) -> Non
             assert (store.torn, list(store)) == (1, made)
 
 
+@pytest.mark.parametrize("missed", [False, True])
 def test_a_reader_lists_again_when_a_segment_was_sealed_meanwhile(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, missed: bool
 ) -> None:
     made = filled(folder, 3)
     real = Store._listing
@@ -326,7 +327,8 @@ def test_a_reader_lists_again_when_a_segment_was_sealed_meanwhile(
         monkeypatch.setattr(Store, "_listing", real)
         with Store(folder) as writer:
             writer.seal()
-        return found
+        # a folder is not listed in one moment: both names of a segment may be missed
+        return ({}, {}) if missed else found
 
     with Store(folder, "r") as store:
         monkeypatch.setattr(Store, "_listing", late)
