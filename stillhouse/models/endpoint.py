@@ -285,7 +285,9 @@ class EndpointModel:
 
     def _status(self, problem: Any) -> Exception:
         """The error for an HTTP status, by who must act."""
-        status, words = problem.status_code, str(problem.message)[:300]
+        status, told = problem.status_code, problem.body
+        words = str(told["message"] if isinstance(told, dict) and "message" in told else problem)
+        words = words[:300]
         if status in _PASSING or status >= 500:
             error = TransportError(
                 self._where, f"HTTP {status}: {words}", "an answer", "Ask again later"
