@@ -332,7 +332,7 @@ def test_a_reader_lists_again_when_a_segment_was_sealed_meanwhile(
 
     with Store(folder, "r") as store:
         monkeypatch.setattr(Store, "_listing", late)
-        assert list(store) == made
+        assert list(iter(store)) == made  # a list would ask for the length first
 
 
 def test_a_seal_whose_rename_was_lost_is_done_again(folder: Path) -> None:
