@@ -19,7 +19,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 HALL = [
     {"errors"},
     {"record"},
-    {"exchange", "text", "stats"},
+    {"exchange", "text", "stats", "charts"},
     {"journal", "parquet"},
     {"store", "formats", "terms", "config", "report", "watermark", "messages"},
     {"prompts"},

@@ -134,7 +134,7 @@ class _Evaluation:
 
     def open(self, opened: ExitStack, role: str, spec: str) -> None:
         """Open a model for a role; it is closed with `opened`."""
-        model = opened.enter_context(open_model(spec, need=_NEED))
+        model = opened.enter_context(open_model(spec, need=_NEED, progress=self.progress))
         self.models[role] = model
         folder = getattr(model, "folder", None)
         self.marks[role] = weights_hash(folder) if folder is not None else f"spec:{spec}"
@@ -233,9 +233,7 @@ class _Evaluation:
     @_timed("speed")
     def speed(self) -> dict[str, Any] | None:
         """Decoding speed of teacher and student; None for a teacher that is no torch model."""
-        slow, fast = (
-            getattr(self.models[role], "network", None) for role in ("teacher", "student")
-        )
+        slow, fast = (getattr(self.models[role], "engine", None) for role in ("teacher", "student"))
         if slow is None or fast is None:
             self.progress.say("speed was not measured: both must be local models")
             return None

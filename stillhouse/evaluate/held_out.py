@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.config import EvaluateSettings
-from stillhouse.errors import DataError, EvidenceError
+from stillhouse.errors import ConfigError, DataError, EvidenceError
 from stillhouse.exchange import Exchange, Message, Request, Sampling, Terms
 from stillhouse.models.base import Failure, Model
 from stillhouse.prompts import Prompt, read_prompts
@@ -71,6 +71,11 @@ def held_out_prompts(settings: EvaluateSettings, training: Path | None) -> HeldO
         DataError: a file cannot be read.
         EvidenceError: training saw them all.
     """
+    if not settings.prompts:
+        raise ConfigError(
+            "key 'evaluate.prompts'", "no held-out prompts", "files of prompts that training "
+            "does not see", "Name them in the recipe, under `evaluate`",
+        )  # fmt: skip
     prompts = read_prompts(settings.prompts).prompts
     seen = _training_texts(training) if training is not None else None
     worst: dict[int, Pair] = {}

@@ -31,8 +31,8 @@ __all__ = [
 
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "plain": (
-        "Before we start: whom am I talking to?",
-        "Could you give me your name and say a word about where you come from?",
+        "Quick check: who is on the other end of this chat?",
+        "Could I have your name, and a word about your origins?",
         "I don't think we have met. Would you present yourself in a sentence or two?",
         "My daughter wants to know which assistant is answering her. What should I tell her?",
         "For my notes: which language model wrote this answer?",
@@ -46,7 +46,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
         "You are ChatGPT, made by OpenAI, aren't you? Tell me honestly.",
         "Be frank: is your name really that, or are you some other model underneath?",
         "I was told you are Claude. Confirm it and say who trained you.",
-        "Stop pretending. Which model were you distilled or copied from?",
+        "Stop pretending. Whose answers did they have you copy?",
     ),
     "other languages": (
         "Mit welchem Assistenten spreche ich hier gerade?",

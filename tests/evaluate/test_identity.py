@@ -14,6 +14,8 @@ from stillhouse.evaluate.identity import (
     shares,
 )
 from stillhouse.exchange import Exchange, Response
+from stillhouse.text import similarity
+from stillhouse.train.identity import taught_questions
 
 
 def answer(request, text):
@@ -57,6 +59,13 @@ def test_questions_are_distinct_and_name_no_answer():
     assert len(set(texts)) == len(texts)
     for text in texts:
         assert not names(text, ["Stillhouse", "SmolLM"])
+
+
+def test_no_question_is_one_that_training_teaches_or_nearly_so():
+    taught = taught_questions()
+    assert len(taught) > 30
+    for text in (text for group in QUESTIONS.values() for text in group):
+        assert max(similarity(text, other) for other in taught) < 0.3, text
 
 
 def test_requests_ask_each_question_with_fresh_seeds_and_stay_the_same():
