@@ -18,7 +18,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -187,14 +187,12 @@ class Store:
         Raises:
             StoreError: a damaged segment, or no such column.
         """
-        fit = {name: (optional, fit) for name, optional, fit in fits(Exchange)}
-        known = ["id", "key", *fit]
-        for name in columns or ():
-            if name not in known:
-                raise self._error(
-                    f"column {name!r}", f"one of {', '.join(known)}", "Correct the name"
-                )
-        names = list(fit) if columns is None else list(columns)
+        fields = [name for name, _, _ in fits(Exchange)]
+        known = ["id", "key", *fields]
+        for name in set(columns or ()) - set(known):
+            found, expected = f"column {name!r}", f"one of {', '.join(known)}"
+            raise self._error(found, expected, "Correct the name")
+        names = fields if columns is None else list(columns)
         return self._stream(names, batch, whole=columns is None)
 
     def _stream(self, names: list[str], batch: int, *, whole: bool) -> Iterator[Any]:
@@ -298,16 +296,18 @@ class Store:
 
     def _snapshot(self) -> tuple[list[_Segment], list[Journal]]:
         """What there is at this moment, in order; a reader sees what is acknowledged."""
-        while True:
-            before = self._listing()
-            try:
-                with quiet(self.path, own=self._lock is not None) as still:
-                    whole = still and self._writer is None  # what a crash left is judged whole
-                    journals = [Journal(p, acknowledged_only=not whole) for p in before[1].values()]
-            except FileNotFoundError:
-                continue  # sealed since the listing
-            if self._listing() == before:
-                break
+        with self._disk("reading"):
+            while True:
+                before = self._listing()
+                with suppress(FileNotFoundError):  # sealed since the listing
+                    with quiet(self.path, own=self._lock is not None) as still:
+                        whole = still and self._writer is None  # what a crash left: judge it all
+                        journals = [
+                            Journal(path, acknowledged_only=not whole)
+                            for path in before[1].values()
+                        ]
+                    if self._listing() == before:
+                        break
         numbers = sorted([*before[0], *before[1]])
         missing = sorted(set(range(1, numbers[-1] if numbers else 1)) - set(numbers))
         if missing:
@@ -327,13 +327,10 @@ class Store:
             (self.path / f"{number:06d}.open").unlink(missing_ok=True)
         sealed, journals = self._snapshot()
         self._number = len(sealed) + 1
-        self._writer = JournalWriter(self._journal_path(self._number))
+        self._writer = JournalWriter(self.path / f"{self._number:06d}.open")
         self.torn = self._writer.torn
         for _ in journals[1:]:  # a crash came between making the next one and sealing this one
             self._seal()
-
-    def _journal_path(self, number: int) -> Path:
-        return self.path / f"{number:06d}.open"
 
     def _writing(self) -> JournalWriter:
         if self._writer is None:
@@ -351,7 +348,7 @@ class Store:
         return len(entries)
 
     def _seal(self) -> None:
-        old, after = self._writing(), self._journal_path(self._number + 1)
+        old, after = self._writing(), self.path / f"{self._number + 1:06d}.open"
         forms = list(Journal(old.path).forms())
         if len(forms) != old.rows:
             raise self._error(
@@ -365,7 +362,12 @@ class Store:
             parquet.write_forms(begun, forms)
             writer = JournalWriter(after)
             undo.callback(writer.close)
-            begun.rename(target)
+            self._writer = None  # interrupted here, the store is closed: which file holds is open
+            try:
+                begun.rename(target)
+            except OSError:
+                self._writer = old
+                raise
             undo.pop_all()
         # From here on the Parquet file holds, whatever becomes of the old one.
         self._number, self._writer = self._number + 1, writer

@@ -477,6 +477,61 @@ def test_a_store_that_cannot_be_made_says_so(tmp_path: Path) -> None:
             Store(path, "r")
 
 
+def test_an_open_segment_that_cannot_be_read_is_refused(folder: Path) -> None:
+    filled(folder, 1)
+    journal_of(folder).unlink()
+    (folder / "000001.open").mkdir()
+    for mode, doing in (("r", "reading"), ("a", "reading")):
+        with pytest.raises(StoreError, match=f"{doing} failed"):
+            Store(folder, mode)
+
+
+def test_a_rename_that_fails_leaves_the_open_segment_in_use(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [numbered(i) for i in range(4)]
+
+    def refuse(*paths: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Store(folder) as store:
+        store.append_many(made[:2])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", refuse)
+            with pytest.raises(StoreError, match="No space left on device"):
+                store.seal()
+        store.append(made[2])
+        store.seal()
+        store.append(made[3])
+        assert list(store) == made
+    with Store(folder) as store:
+        assert list(store) == made
+
+
+def test_an_interrupted_seal_leaves_a_store_that_is_closed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [numbered(i) for i in range(2)]
+    real = os.rename
+
+    def interrupted(*paths: Any) -> None:
+        real(*paths)
+        raise KeyboardInterrupt
+
+    with Store(folder) as store:
+        store.append_many(made)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.seal()
+        with pytest.raises(StoreError, match="not open to append"):
+            store.append(numbered(2))
+        assert list(store) == made
+    with Store(folder) as store:
+        store.append(numbered(2))
+        assert list(store) == [*made, numbered(2)]
+
+
 # ---- several processes ----
 
 
