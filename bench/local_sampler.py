@@ -1,4 +1,4 @@
-"""Answer tokens per second of the local sampler, by rows in flight; optionally llama.cpp's beside it.
+"""Answer tokens per second of the local sampler by rows in flight; if asked, llama.cpp's too.
 
     python bench/local_sampler.py --rows 64 128 --requests 128 --max-tokens 160 > result.json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,16 @@ import torch
 from stillhouse.models.local_general import GeneralNetwork
 from stillhouse.models.local_llama import PackedLlama, fits
 from tests.train.conftest import write_tokenizer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks are slower on two threads, and far slower beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 KINDS: dict[str, dict[str, Any]] = {
     "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2},
