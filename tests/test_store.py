@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from stillhouse.errors import StoreError
 from stillhouse.exchange import Exchange
-from stillhouse.journal import Journal, encode
+from stillhouse.journal import Journal, encode, quiet
 from stillhouse.parquet import SealedIds, arrow_schema
 from stillhouse.record import schema_fields
 from stillhouse.store import Store
@@ -227,14 +227,11 @@ def test_a_million_exchanges_open_in_under_a_second(folder: Path) -> None:
     (folder / "000002.open").rename(folder / "001001.open")
     for number in range(2, 1001):  # the same segment under a thousand names
         os.link(folder / "000001-1000.parquet", folder / f"{number:06d}-1000.parquet")
-    seconds = []
-    for mode in ("r", "a", "r", "a"):
-        began = time.perf_counter()
+    for mode in ("r", "a"):
+        began = time.process_time()  # of this process alone: the machine may be busy
         with Store(folder, mode) as store:
             assert len(store) == 1_000_001
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds[0], seconds[2]) < 1
-    assert min(seconds[1], seconds[3]) < 1
+        assert time.process_time() - began < 0.5
 
 
 # ---- what a crash leaves ----
@@ -554,9 +551,10 @@ def test_a_second_writer_is_refused_by_name(folder: Path, monkeypatch: pytest.Mo
         assert len(store) == 2
 
 
-def test_a_writer_waits_for_a_reader_that_is_just_reading(folder: Path) -> None:
-    from stillhouse.journal import quiet
-
+def test_a_writer_waits_for_a_reader_that_is_just_reading(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.journal._LOCK_PATIENCE_SECONDS", 60)
     filled(folder, 1)
     with quiet(folder, own=False) as still:
         assert still
@@ -564,7 +562,7 @@ def test_a_writer_waits_for_a_reader_that_is_just_reading(folder: Path) -> None:
         opening.start()
         time.sleep(0.05)
         assert opening.is_alive()
-    opening.join(5)
+    opening.join(60)
     assert not opening.is_alive()
 
 
