@@ -72,7 +72,11 @@ def curve_svg(
         level = alt.Chart(alt.Data(values=[{"value": value, "label": label}])).encode(y="value:Q")
         colour = _BEFORE if "before" in label else _TEACHER
         layers.append(level.mark_rule(strokeDash=[5, 4], color=colour))
-        text = level.mark_text(align="right", baseline="bottom", dy=-4, fontSize=12, color=colour)
+        above = value >= max((marks or {}).values())  # two labels close together part ways
+        text = level.mark_text(
+            align="right", baseline="bottom" if above else "top", dy=-4 if above else 4,
+            fontSize=12, color=colour,
+        )  # fmt: skip
         layers.append(text.encode(x=alt.value(_WIDTH - 2), text="label:N"))
     return _themed(_drawn(alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT)))
 

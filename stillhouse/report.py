@@ -116,7 +116,7 @@ def _safe(text: str) -> Any:
 _MEASURES = (
     ("kl_nats", "KL(teacher ‖ student)", "nats", "nats; 0 is the teacher itself"),
     ("top1_agreement", "Same most likely token", "share", "share of answer tokens"),
-    ("nll_nats", "NLL of the teacher's answers", "nats", "nats; no student is below the teacher"),
+    ("nll_nats", "NLL of the teacher's answers", "nats", "nats; the teacher's own is the floor"),
     ("ece", "Calibration error", "ece", "of the top-1 token, 15 bins"),
 )
 
@@ -131,6 +131,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
     total = seconds.pop("total", None)
     return {
         "r": report,
+        "finished": str(report.get("finished") or "")[:16].replace("T", " "),
         "student_name": student.get("name") or "The student",
         "teacher_name": teacher.get("name") or teacher.get("spec") or "its teacher",
         "before": held_out.get("before"),

@@ -139,7 +139,9 @@ def _bca(value: float, resampled: Array, left_out: Array, level: float) -> tuple
         z = bias + normal.inv_cdf(tail)
         shifted = normal.cdf(bias + z / (1 - acceleration * z))
         bounds.append(float(np.quantile(resampled, shifted)))
-    return bounds[0], bounds[1]
+    # Where a statistic is biased upwards (a mean of absolute gaps) the shifted interval can end
+    # below the value itself; it is widened to hold it.
+    return min(bounds[0], value), max(bounds[1], value)
 
 
 def ratio_of_sums(
