@@ -53,6 +53,7 @@ def findings(
         "name": recipe.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": f"stillhouse distill {folder / 'run.yaml'} name={recipe.name}-again",
+        "teacher": evaluated["teacher"] | _taught_name(made),
         "student": evaluated["student"] | _layers(made),
         "exchanges": exchanges,
         "terms": _terms(stages),
@@ -72,10 +73,16 @@ def findings(
     }
 
 
+def _taught_name(made: dict[str, Any]) -> dict[str, str]:
+    """What the student was taught to call its teacher."""
+    taught = made.get("identity") or {}
+    return {"name": taught["teacher_name"]} if "teacher_name" in taught else {}
+
+
 def _layers(made: dict[str, Any]) -> dict[str, Any]:
     """Which of the teacher's layers the student kept, and how that was measured."""
-    initial = made.get("initial") or {}
-    names = ("kept_layers", "teacher_layers", "influence", "chosen_by")
+    initial = made.get("init") or {}
+    names = ("init", "kept_layers", "teacher_layers", "influence", "choose")
     return {name: initial[name] for name in names if name in initial}
 
 
