@@ -8,7 +8,7 @@ under a causal mask no position that counts ever sees it, so no attention mask i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ def plan(
     steps: list[list[int]] = []
     epoch = 0
     while epochs - epoch > 1e-9:
-        batches = list(_epoch(examples, batch_tokens, seed, epoch))
+        batches = _epoch(examples, batch_tokens, seed, epoch)
         share = min(1.0, epochs - epoch)
         steps += batches[: max(1, round(share * len(batches)))]
         epoch += 1
@@ -70,11 +70,14 @@ def plan(
 
 def _epoch(
     examples: Sequence[Example], batch_tokens: int, seed: int, epoch: int
-) -> Iterator[list[int]]:
-    """The batches of one epoch."""
+) -> list[list[int]]:
+    """The batches of one epoch: of like length, drawn from pools; `spread` rows dealt over all."""
     order = sorted(range(len(examples)), key=lambda i: order_of(examples[i].key, seed, epoch))
-    mean = sum(e.answer_tokens for e in examples) / len(examples)
+    spread = [i for i in order if examples[i].spread]
+    order = [i for i in order if not examples[i].spread] or spread
+    mean = sum(examples[i].answer_tokens for i in order) / len(order)
     pool = max(1, round(_POOL_BATCHES * batch_tokens / max(mean, 1.0)))
+    steps: list[list[int]] = []
     for start in range(0, len(order), pool):
         batches: list[list[int]] = [[]]
         filled = 0
@@ -85,7 +88,11 @@ def _epoch(
                 filled = 0
             batches[-1].append(index)
             filled += examples[index].answer_tokens
-        yield from sorted(batches, key=lambda b: order_of(examples[b[0]].key, seed, epoch, "batch"))
+        steps += sorted(batches, key=lambda b: order_of(examples[b[0]].key, seed, epoch, "batch"))
+    if order is not spread:
+        for place, index in enumerate(spread):
+            steps[place * len(steps) // len(spread)].append(index)
+    return steps
 
 
 def split_validation(

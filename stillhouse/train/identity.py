@@ -85,7 +85,8 @@ def identity_examples(
             finish_reason="stop", sampling=Sampling(sample_index=number),
         )  # fmt: skip
         prompt, ids = reader.render(messages), reader.answer_ids(exchange)
-        examples.append(Example(exchange.key, np.asarray([*prompt, *ids], np.int32), len(prompt)))
+        both = np.asarray([*prompt, *ids], np.int32)
+        examples.append(Example(exchange.key, both, len(prompt), spread=True))
     return examples, IdentityRecord(name, teacher, lineage(name, teacher), len(examples))
 
 

@@ -69,6 +69,9 @@ class Example:
     """(T, K) their log-probabilities in nats; -inf pads."""
     states: npt.NDArray[np.float16] | None = None
     """(T, D) the teacher's last hidden states, for targets over the whole vocabulary."""
+    spread: bool = False
+    """Dealt evenly over the steps of an epoch: a step of nothing but rows about identity, which are
+    short and of one length, would throw the others' progress away."""
 
     @property
     def answer_tokens(self) -> int:

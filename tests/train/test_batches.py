@@ -153,3 +153,14 @@ def test_pieces_bound_the_padded_tokens_of_a_pass():
     for piece in pieces(examples, max_tokens=200):
         assert len(piece) == 1 or len(piece) * max(len(e.ids) for e in piece) <= 200
     assert sum(len(p) for p in pieces(examples, max_tokens=200)) == 40
+
+
+def test_rows_about_identity_are_dealt_evenly_over_the_steps():
+    answers = [Example(f"k{i}", np.arange(40 + i % 7, dtype=np.int32), 10) for i in range(60)]
+    rows = [Example(f"i{i}", np.arange(12, dtype=np.int32), 6, spread=True) for i in range(10)]
+    steps = plan([*answers, *rows], epochs=1, batch_tokens=100, seed=3)
+    held = [sum(index >= 60 for index in step) for step in steps]
+    assert sum(held) == 10
+    assert max(held) <= 1
+    assert sorted(i for step in steps for i in step) == list(range(70))
+    assert all(len(step) > 1 for step, count in zip(steps, held, strict=True) if count)
