@@ -117,7 +117,7 @@ class Journal:
         self.data = path.read_bytes()
         head = self.data[: _HEAD.size].ljust(_HEAD.size, b"\0")
         magic, acknowledged = _HEAD.unpack(head)
-        begun = len(self.data) < _HEAD.size and _MAGIC.startswith(magic.rstrip(b"\0"))
+        begun = len(self.data) <= _HEAD.size and _MAGIC.startswith(magic.rstrip(b"\0"))
         if magic != _MAGIC and not begun:
             raise StoreError(
                 str(path), f"begins with {magic!r}", f"{_MAGIC!r}",

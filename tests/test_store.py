@@ -274,7 +274,7 @@ def test_a_last_record_that_never_reached_the_disk_is_dropped(folder: Path, dama
 
 def test_an_open_segment_that_had_hardly_begun_is_begun_again(folder: Path) -> None:
     made = filled(folder, 2, sealed=2)
-    for left in (b"", b"still", b"stillhouse-log1\n"):
+    for left in (b"", b"still", b"stillhouse-log1\n", bytes(24)):
         journal_of(folder).write_bytes(left)
         with Store(folder, "r") as store:
             assert list(store) == made
