@@ -2,8 +2,8 @@
 
     python bench/llamacpp.py [--slots 16] [--requests 64] [--max-tokens 128] [--top-logprobs 20]
 
-Prints one line of JSON. Rows asked for a second time (tokens inside a character) are included in the
-time, and counted.
+Prints one line of JSON. Rows asked for a second time (tokens inside a character) are included in
+the time, and counted.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import signal
 import time
 from pathlib import Path
 
-from stillhouse.exchange import Exchange, Request, Sampling, message
+from stillhouse.exchange import Exchange, Request, Sampling
 from stillhouse.models import Need, open_model
 from stillhouse.models.llamacpp import SLOTS, LlamaCppModel
 from stillhouse.models.llamarows import complete_positions

@@ -195,6 +195,8 @@ class EndpointModel:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
             if self._server == "vllm":
                 body["return_tokens_as_token_ids"] = True
+            if self._server == "llamacpp":  # names all sampled tokens, see `_refuse_gaps`
+                body |= {"verbose": True, "return_tokens": True}
         return body
 
     def _columns(self, answer: dict[str, Any], top_logprobs: int) -> Logprobs | None:
@@ -203,10 +205,12 @@ class EndpointModel:
         Raises:
             CapabilityError: none came, or none with token ids.
             TransportError: they came garbled.
+            _Refused: some tokens have none.
         """
         try:
             choice = answer["choices"][0]
             rows = (choice.get("logprobs") or {}).get("content")
+            self._refuse_gaps(answer, rows or ())
             if not rows:
                 if choice["message"].get("content"):
                     raise self._without("no log-probabilities in the answer")
@@ -225,6 +229,23 @@ class EndpointModel:
         return logprob_columns(
             chosen, pairs, token_ids=known, tokenizer=f"served:{self.base_url}#{self.model}",
             engine=self._server or None,
+        )  # fmt: skip
+
+    def _refuse_gaps(self, answer: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+        """Refuse what llama.cpp's server leaves out: rows of tokens that end inside a character."""
+        told = answer.get("__verbose") or {}
+        sampled, ids = told.get("tokens"), [row.get("id") for row in rows]
+        if sampled is None or ids == sampled:
+            return
+        if told.get("stop_type") == "word" and ids == sampled[: len(ids)]:
+            return  # the rows of a stop string are left out, as its text is
+        raise _Refused(
+            CapabilityError(
+                self._where, f"log-probabilities for {len(ids)} of {len(sampled)} tokens: "
+                "llama.cpp's server leaves out tokens that end inside a character (half an emoji)",
+                "one row for each token",
+                "Open the GGUF file itself (gguf:PATH), which asks for the missing rows",
+            )
         )  # fmt: skip
 
     def _without(self, found: str) -> CapabilityError:

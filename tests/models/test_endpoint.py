@@ -91,6 +91,24 @@ def test_a_real_server_s_own_truncation_is_switched_off(
 
 
 @pytest.mark.weights
+def test_rows_a_real_server_leaves_out_are_no_silent_gap(
+    llama: LlamaCppModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama.start()
+    monkeypatch.setenv("OPENAI_API_KEY", llama.server.key)
+    url = f"{llama.server.address}/v1"
+    emoji = ask("Say hi with emoji 🎉 and Ärger", temperature=0.0, max_tokens=4)
+    cut = ask("Say hi.", temperature=0.0, max_tokens=40, stop=("help",))
+    with EndpointModel(url, llama.path.name, spec="s") as model:
+        failure, exchange = one(model, emoji, 3), one(model, cut, 3)
+    assert isinstance(failure, Failure)
+    assert not failure.retryable
+    assert "gguf:PATH" in failure.error.todo
+    assert isinstance(exchange, Exchange)
+    assert exchange.logprobs is not None
+
+
+@pytest.mark.weights
 def test_a_wrong_key_ends_it_at_once(llama: LlamaCppModel, monkeypatch: pytest.MonkeyPatch) -> None:
     llama.start()
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
