@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from stillhouse.config import EvaluateSettings
-from stillhouse.errors import EvidenceError
+from stillhouse.errors import DataError, EvidenceError
 from stillhouse.evaluate.compare import Row, change, compare, figures, teacher_figures
 from stillhouse.evaluate.held_out import HeldOut, draw, held_out_prompts, requests_for
 from stillhouse.evaluate.identity import aliases, identity_report, identity_requests, names
@@ -70,9 +70,16 @@ def evaluate(
     Raises:
         EvidenceError: too few prompts, all of them seen in training, or models that do not share
             a vocabulary.
+        DataError: a folder without a model, or prompt files that cannot be read.
         CapabilityError: the teacher cannot give whole distributions.
     """
     progress = progress or Silent()
+    for folder in (student, before):
+        if folder is not None and not (folder / "config.json").is_file():
+            raise DataError(
+                str(folder), "no model there", "the folder of a trained student",
+                "Train it first: stillhouse train RECIPE.yaml",
+            )  # fmt: skip
     with ExitStack() as opened:
         held_out = held_out_prompts(settings, store)
         _say(held_out, progress)
@@ -197,7 +204,8 @@ class _Evaluation:
     def identity(self, student_name: str) -> dict[str, Any]:
         """What student and teacher say of themselves, and how often which name falls."""
         teacher_name = self.models["teacher"].name
-        forms = {"student": aliases(student_name), "teacher": aliases(teacher_name)}
+        own = aliases(student_name) or (student_name,)
+        forms = {"student": own, "teacher": aliases(teacher_name)}
         # a form that both names hold tells nothing apart
         forms["teacher"] = tuple(f for f in forms["teacher"] if not names(student_name, [f]))
         requests = identity_requests(self.settings.identity_samples, self.settings.seed)

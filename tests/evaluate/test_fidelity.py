@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stillhouse.evaluate.fidelity as module
-from stillhouse.errors import CapabilityError, ConfigError, EvidenceError
+from stillhouse.errors import CapabilityError, ConfigError, DataError, EvidenceError
 from stillhouse.evaluate.compare import COLUMNS
 from stillhouse.evaluate.fidelity import evaluate, fidelity
 from stillhouse.evaluate.held_out import draw, requests_for
@@ -244,6 +244,11 @@ def test_no_prompt_files_is_an_error_of_the_recipe(settings, teacher, student, t
     none = settings.model_copy(update={"prompts": ()})
     with pytest.raises(ConfigError, match="prompts"):
         run_evaluation(none, teacher, student, tmp_path / "run")
+
+
+def test_a_student_that_was_not_trained_yet_is_named(settings, teacher, tmp_path):
+    with pytest.raises(DataError, match="Train it first"):
+        run_evaluation(settings, teacher, tmp_path / "nothing", tmp_path / "run")
 
 
 def test_a_teacher_without_whole_distributions_is_refused_by_name(settings, student, tmp_path):
