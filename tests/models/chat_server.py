@@ -7,6 +7,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+class _Quiet(ThreadingHTTPServer):
+    """Connections that are cut on purpose are no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 class ChatServer:
     """Serves /v1/models and /v1/chat/completions; `faults` are played before it answers."""
 
@@ -46,8 +55,7 @@ class ChatServer:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.http.daemon_threads = True
+        self.http = _Quiet(("127.0.0.1", 0), Answer)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
 

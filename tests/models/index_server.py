@@ -18,6 +18,15 @@ def small_wheel(member: str, content: bytes) -> bytes:
     return data.getvalue()
 
 
+class _Quiet(ThreadingHTTPServer):
+    """Connections that are cut on purpose are no news."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 class IndexServer:
     """Serves /simple/fake-weights/ and the wheel; the attributes say how it misbehaves."""
 
@@ -41,8 +50,7 @@ class IndexServer:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self.http.daemon_threads = True
+        self.http = _Quiet(("127.0.0.1", 0), Answer)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 

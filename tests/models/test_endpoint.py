@@ -33,7 +33,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(server: ChatServer, **options: object) -> EndpointModel:
-    settings = {"first_wait_seconds": 0.01, "timeout_seconds": 5.0, "attempts": 3, **options}
+    settings = {"first_wait_seconds": 0.01, "timeout_seconds": 60.0, "attempts": 3, **options}
     return EndpointModel(server.url, "m", spec=f"{server.url}#m", **settings)  # type: ignore[arg-type]
 
 
@@ -304,13 +304,15 @@ def test_a_silent_server_runs_into_the_timeout(server: ChatServer) -> None:
     assert "no answer within 0.2 s" in str(failure.error)
 
 
-@pytest.mark.parametrize("as_date", [False, True])
-def test_the_pause_a_server_asks_for_is_kept(server: ChatServer, as_date: bool) -> None:
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-    server.faults = [(429, {"Retry-After": later if as_date else "0.6"})]
+def test_the_pause_a_server_asks_for_is_kept(server: ChatServer) -> None:
+    server.faults = [(429, {"Retry-After": "0.6"})]
     with opened(server) as model:
         one(model, ask("a"))
     assert server.times[1] - server.times[0] >= 0.55
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    wait = _asked_wait({"retry-after": later})
+    assert wait is not None
+    assert 30 < wait <= 90
 
 
 def test_pauses_that_make_no_sense_are_not_kept() -> None:
@@ -385,12 +387,12 @@ def test_requests_are_drawn_as_slots_become_free(server: ChatServer) -> None:
 
 
 def test_leaving_early_cancels_what_is_open(server: ChatServer) -> None:
-    server.faults = [None, 3.0, 3.0, 3.0]
+    server.faults = [None, 90.0, 90.0, 90.0]
     threads = threading.active_count()
     started = time.monotonic()
-    with opened(server, slots=4, timeout_seconds=30.0) as model:
+    with opened(server, slots=4, timeout_seconds=100.0) as model:
         next(model.answer(ask(f"{n}") for n in range(100)))
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 45
     assert threading.active_count() <= threads + 4  # the server's own
 
 
