@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["dequantised_folder"]
 
 _LAYOUT = "v1"  # raise it when the folder's content changes, so that older ones are made again
+_ABANDONED_SECONDS = 3600  # a conversion takes seconds to minutes
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -78,12 +80,15 @@ def dequantised_folder(gguf: Path, cache: Path, progress: Progress | None = None
         return folder
     progress.start(f"de-quantising {gguf.name} to float32, once")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
     partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
     try:
         _convert(gguf, partial)
         source = {"gguf": gguf.name, "sha256": digest, "layout": _LAYOUT}
         (partial / "source.json").write_text(json.dumps(source, indent=2) + "\n")
-        partial.chmod(0o755)
+        partial.chmod(0o755)  # mkdtemp keeps it to its owner, safetensors its file
+        for file in partial.iterdir():
+            file.chmod(0o644)
         try:
             partial.rename(folder)
         except OSError:
@@ -93,6 +98,13 @@ def dequantised_folder(gguf: Path, cache: Path, progress: Progress | None = None
         shutil.rmtree(partial, ignore_errors=True)
     progress.finish(f"kept in {folder}")
     return folder
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed conversions left half done; one still at work is younger than that."""
+    for left in cache.glob("partial-*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -123,7 +123,9 @@ class LocalModel:
     def network(self) -> Any:
         """The model as a transformers module in evaluation mode, loaded on first use."""
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # ours are the only ones on stderr
         dtype = getattr(torch, self._precision)
         return AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=dtype, local_files_only=True

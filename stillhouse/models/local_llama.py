@@ -317,7 +317,7 @@ class _Batch:
 
 
 class _Tensors:
-    """A folder's tensors by name, read one at a time, as float32."""
+    """A folder's tensors by name, as float32 copies: none keeps the file mapped into memory."""
 
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
@@ -326,4 +326,5 @@ class _Tensors:
         self._place = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
     def __call__(self, name: str) -> torch.Tensor:
-        return cast(torch.Tensor, self._place[name].get_tensor(name)).float()
+        tensor = cast(torch.Tensor, self._place[name].get_tensor(name))
+        return tensor.to(torch.float32, copy=True)

@@ -170,11 +170,9 @@ def _admit(
 ) -> Iterator[tuple[_Flight[W], Drawn]]:
     """Waves that begin now, as rows and memory allow, each with its first draw."""
     while True:
-        free = limits.rows - sum(len(flight.places) for flight in flights)
-        if free < limits.wave_rows and flights:
-            return
         waiting += islice(coming, max(0, limits.rows - len(waiting)))
-        if not waiting:
+        free = limits.rows - sum(len(flight.places) for flight in flights)
+        if not waiting or free < min(limits.wave_rows, len(waiting)):
             return
         taken = sum(flight.reserved_bytes for flight in flights)
         group = _alike(waiting, min(free, limits.wave_rows), limits, network.position_bytes, taken)

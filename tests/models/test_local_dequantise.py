@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,17 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     assert dequantised_folder(copy, tmp_path / "cache") == folder
     assert (folder / "mine").exists()
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_a_killed_conversion_left_is_swept_up(tmp_path: Path) -> None:
+    path, _ = write_gguf(tmp_path / "tiny.gguf", "llama", quantised=False)
+    old, young = (tmp_path / "cache" / "dequantised" / f"partial-{n}" for n in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    dequantised_folder(path, tmp_path / "cache")
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_a_file_that_is_no_gguf_leaves_nothing_behind(tmp_path: Path) -> None:
