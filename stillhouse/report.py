@@ -25,7 +25,7 @@ class Progress(Protocol):
         """A stage begins: a short present participle ('collecting answers'), its size and unit."""
         ...
 
-    def advance(self, done: float, note: str = "") -> None:
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
         """`done` of the stage's total so far (absolute, not a difference), with a short figure
         beside it.
         """
@@ -46,7 +46,7 @@ class Silent:
     def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
         """Nothing."""
 
-    def advance(self, done: float, note: str = "") -> None:
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
         """Nothing."""
 
     def finish(self, note: str = "") -> None:

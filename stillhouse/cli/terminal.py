@@ -68,42 +68,56 @@ def make_progress(*, quiet: bool) -> Progress:
     return _Bar() if sys.stderr.isatty() else _Lines()
 
 
+class _Stage:
+    """Where a stage is, and how long it still takes."""
+
+    def __init__(self, name: str, total: float | None, unit: str) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.began = time.monotonic()
+        self._first: float | None = None
+
+    def words(self, done: float, note: str, left_seconds: float | None) -> list[str]:
+        """The note, and the time left: the room's own forecast, or a straight line."""
+        if self._first is None:
+            self._first, self.began = done, time.monotonic()
+        made = done - self._first  # a resumed stage starts with work it did not do now
+        if left_seconds is None and self.total and made > 0:
+            left_seconds = (time.monotonic() - self.began) * (self.total - done) / made
+        left = "" if left_seconds is None else f"about {duration(left_seconds)} left"
+        return [word for word in (left, note) if word]
+
+    def done(self, note: str) -> str:
+        """How long it took, and what came out."""
+        took = duration(time.monotonic() - self.began)
+        return f"{took}; {note}" if note else took
+
+
 class _Lines:
     """Progress as plain lines on stderr."""
 
     def __init__(self) -> None:
-        self._stage, self._total, self._unit = "", None, ""
-        self._began = self._spoke = time.monotonic()
-        self._first: float | None = None
+        self._stage = _Stage("", None, "")
+        self._spoke = 0.0
 
     def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
-        self._stage, self._total, self._unit = stage, total, unit
-        self._began = self._spoke = time.monotonic()
-        self._first = None
+        self._stage = _Stage(stage, total, unit)
+        self._spoke = time.monotonic()
         size = f" ({total:g} {unit})" if total else ""
         self.say(f"  {stage}{size} ...")
 
-    def advance(self, done: float, note: str = "") -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self._began = done, now
-        if now - self._spoke < _LINE_EVERY_SECONDS:
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
+        stage = self._stage
+        words = stage.words(done, note, left_seconds)
+        if time.monotonic() - self._spoke < _LINE_EVERY_SECONDS:
             return
-        self._spoke = now
-        parts = [f"{done:g} {self._unit}".strip()]
-        if self._total:
-            made = done - self._first  # a resumed stage starts with work it did not do now
-            left = (now - self._began) * (self._total - done) / made if made > 0 else None
-            parts = [
-                f"{done / self._total:4.0%}",
-                f"{done:g} of {self._total:g} {self._unit}".strip(),
-            ]
-            parts += [f"about {duration(left)} left"] if left is not None else []
-        self.say(f"  {self._stage}: " + ", ".join(parts + ([note] if note else [])))
+        self._spoke = time.monotonic()
+        share = f"{done / stage.total:4.0%}, " if stage.total else ""
+        of = f" of {stage.total:g}" if stage.total else ""
+        count = f"{done:g}{of} {stage.unit}".strip()
+        self.say(f"  {stage.name}: {share}" + ", ".join([count, *words]))
 
     def finish(self, note: str = "") -> None:
-        took = duration(time.monotonic() - self._began)
-        self.say(f"  {self._stage}: done in {took}" + (f"; {note}" if note else ""))
+        self.say(f"  {self._stage.name}: done in {self._stage.done(note)}")
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -116,22 +130,15 @@ class _Bar:
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False)
+        self._stage = _Stage("", None, "")
         self._bar: Any = None
         self._task: Any = None
-        self._stage, self._began = "", time.monotonic()
 
     def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._close()
-        self._stage, self._began = stage, time.monotonic()
+        self._stage = _Stage(stage, total, unit)
         counts = [TextColumn("{task.completed:g}/{task.total:g} " + unit)] if total else []
         self._bar = Progress(
             SpinnerColumn(),
@@ -139,8 +146,6 @@ class _Bar:
             BarColumn(bar_width=24),
             *counts,
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[note]}"),
             console=self._console,
             transient=True,
@@ -148,14 +153,14 @@ class _Bar:
         self._task = self._bar.add_task(stage, total=total, note="")
         self._bar.start()
 
-    def advance(self, done: float, note: str = "") -> None:
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+            words = ", ".join(self._stage.words(done, note, left_seconds))
+            self._bar.update(self._task, completed=done, note=words)
 
     def finish(self, note: str = "") -> None:
         self._close()
-        took = duration(time.monotonic() - self._began)
-        self.say(f"  ✓ {self._stage} ({took}{'; ' + note if note else ''})")
+        self.say(f"  ✓ {self._stage.name} ({self._stage.done(note)})")
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False)

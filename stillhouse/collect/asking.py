@@ -149,9 +149,8 @@ class Asking:
             self._tokens += exchange.output_tokens
             self._counted += 1
         self.seconds = time.monotonic() - self._began
-        left = self._seconds_left()
         self.progress.advance(
-            self.plan.already_there + self.answered, f"{self._speed}, {left:.0f} s left"
+            self.plan.already_there + self.answered, self._speed, self._seconds_left()
         )
 
     def _fail(self, failure: Failure) -> None:

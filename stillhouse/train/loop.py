@@ -119,7 +119,7 @@ class _Run:
         self.optimiser = _optimiser(self.network, self.names, settings)
         self.plan = plan(
             ready.examples, epochs=settings.epochs, batch_tokens=settings.batch_tokens,
-            seed=settings.seed,
+            seed=settings.seed, strewn=ready.strewn,
         )  # fmt: skip
         self.report = TrainReport(student=str(out / "student"))
         self.tokens = 0
@@ -169,8 +169,8 @@ class _Run:
             pace = self.report.seconds / self.report.steps
             left = pace * (total - self.report.steps)
             rate = self.tokens / self.report.seconds
-            note = f"loss {loss:.2f} nats, {rate:.0f} answer tokens/s, {left:.0f} s left"
-            progress.advance(self.report.steps, note)
+            note = f"loss {loss:.2f} nats, {rate:.0f} answer tokens/s"
+            progress.advance(self.report.steps, note, left)
             due = time.monotonic() - saved >= self.settings.checkpoint_seconds
             if due and self.report.steps < total:
                 self.save()

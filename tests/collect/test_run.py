@@ -62,9 +62,7 @@ class Told:
     def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
         self.stages.append((stage, total))
 
-    def advance(
-        self, done: float, note: str = "", left_seconds: float | None = None
-    ) -> None:
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
         left = "" if left_seconds is None else f", {left_seconds:.0f} s left"
         self.advances.append((done, note + left))
         if self.interrupt_at is not None and done >= self.interrupt_at:

@@ -38,7 +38,7 @@ class Heard(Silent):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def advance(self, done: float, note: str = "") -> None:
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
         self.done.append(done)
 
 

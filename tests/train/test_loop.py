@@ -121,10 +121,10 @@ class StopsAt(Silent):
     def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
         self.stage = stage
 
-    def advance(self, done: float, note: str = "") -> None:
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
         if self.stage == "training the student" and done == self.step:
             assert "answer tokens/s" in note
-            assert "s left" in note
+            assert left_seconds is not None
             raise Interrupted
 
     def say(self, line: str) -> None:
