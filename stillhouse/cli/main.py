@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments.remove("--traceback")
         os.environ["STILLHOUSE_TRACEBACK"] = "1"
     try:
-        app(arguments, exit_on_error=False, print_error=True)
+        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except cyclopts.CycloptsError:
         return 2  # cyclopts has printed what was wrong with the usage
     except StillhouseError as error:
@@ -82,10 +82,5 @@ def _print_error(error: StillhouseError, *, as_json: bool) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
-def script() -> None:
-    """The console script."""
-    sys.exit(main())
-
-
 if __name__ == "__main__":
-    script()
+    sys.exit(main())
