@@ -53,7 +53,7 @@ class InitRecord:
     measured_tokens: int = 0
     healed: bool = False
     kl_nats: dict[str, float] = field(default_factory=dict)
-    """KL(teacher || student) on the measured exchanges' answers, before and after healing."""
+    """KL(teacher || student) on answers of other exchanges, before and after healing."""
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,9 @@ def precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
     """A context in which matrix products run in `dtype`; sums, norms and weights stay float32."""
     if dtype == torch.float32:
         return nullcontext()
-    return torch.autocast("cpu", dtype=dtype)
+    # Without its cache of cast weights: healing changes weights inside one context, and a stale
+    # copy would answer for the old ones. Training uses each weight once a pass, so nothing is lost.
+    return torch.autocast("cpu", dtype=dtype, cache_enabled=False)
 
 
 def layers_of(network: Any) -> torch.nn.ModuleList:
@@ -151,13 +153,14 @@ def prune(
     began = time.monotonic()
     depth = len(layers_of(teacher))
     record = InitRecord(init="prune", teacher_layers=depth, healed=settings.heal)
-    batches = _measured(examples, settings.measure_tokens)
+    batches, used = _measured(examples, settings.measure_tokens)
+    # judged on exchanges that the healing did not see, where there are any
+    check, _ = _measured(examples[used:] or examples, max(1, settings.measure_tokens // 4))
     record.measured_tokens = sum(b.answer_tokens for b in batches)
     count = len(settings.keep) if settings.keep else settings.layers or _two_thirds(depth)
     with torch.no_grad(), precision(dtype):
-        record.kept_layers = _choose(teacher, batches, settings, count, record, progress)
+        record.kept_layers = _choose(teacher, examples, batches, settings, count, record, progress)
         student = _cut(teacher, record.kept_layers)
-        check = batches[: max(1, len(batches) // 4)]
         wanted = [_logprobs(teacher, b) for b in check]
         record.kl_nats["cut"] = _kl(student, check, wanted)
         if settings.heal:
@@ -173,16 +176,19 @@ def _two_thirds(depth: int) -> int:
     return max(1, round(depth * 2 / 3))
 
 
-def _measured(examples: Sequence[Example], tokens: int) -> list[Batch]:
-    """Batches of like length from the first examples, about `tokens` positions in all."""
+def _measured(examples: Sequence[Example], tokens: int) -> tuple[list[Batch], int]:
+    """(batches of like length from the first examples, about `tokens` positions in all, how many
+    examples that took).
+    """
     chosen: list[Example] = []
     for example in examples:
         if tokens <= 0:
             break
         chosen.append(example)
         tokens -= len(example.ids)
+    count = len(chosen)
     chosen.sort(key=lambda e: len(e.ids))
-    return [collate(chosen[i : i + 8], None) for i in range(0, len(chosen), 8)]
+    return [collate(chosen[i : i + 8]) for i in range(0, count, 8)], count
 
 
 # ---- the network, a layer at a time ----
@@ -229,8 +235,8 @@ def _kl_sum(log_q: Tensor, log_p: Tensor) -> float:
 
 
 def _choose(
-    teacher: Any, batches: list[Batch], settings: StudentSettings, count: int,
-    record: InitRecord, progress: Progress,
+    teacher: Any, examples: Sequence[Example], batches: list[Batch], settings: StudentSettings,
+    count: int, record: InitRecord, progress: Progress,
 ) -> list[int]:  # fmt: skip
     """The kept layers in order, after measuring; fills the record."""
     depth = len(layers_of(teacher))
@@ -249,7 +255,7 @@ def _choose(
         # Ties go to the later layer, which fewer others build upon.
         weakest = sorted(range(depth), key=lambda i: (record.influence[i], -i))[: depth - count]
         return [i for i in range(depth) if i not in weakest]
-    return _greedy(teacher, batches, count, record, progress)
+    return _greedy(teacher, _small(examples), count, record, progress)
 
 
 def _influence(teacher: Any, batches: Sequence[Batch]) -> list[float]:
@@ -275,13 +281,12 @@ _CANDIDATES = 12
 
 
 def _greedy(
-    teacher: Any, batches: list[Batch], count: int, record: InitRecord, progress: Progress
+    teacher: Any, batch: Batch, count: int, record: InitRecord, progress: Progress
 ) -> list[int]:
     """Remove one layer after the other, each time the one whose absence costs the least KL."""
     layers = layers_of(teacher)
     kept = list(range(len(layers)))
     candidates = [i for i in kept if i != _NEVER_REMOVED]
-    batch = _small(batches)
     wanted = _logprobs(teacher, batch)
     progress.start("choosing layers", len(layers) - count, "layers removed")
     while len(kept) > count:
@@ -305,9 +310,19 @@ def _greedy(
     return kept
 
 
-def _small(batches: list[Batch]) -> Batch:
-    """The batch of middling length: a greedy round passes over it a dozen times."""
-    return batches[len(batches) // 2]
+# A greedy round passes over them a dozen times; 400 positions from ten exchanges order the layers
+# as 4,000 from forty do (docs/lab-notes.md).
+_GREEDY_EXAMPLES, _GREEDY_ANSWER = 10, 40
+
+
+def _small(examples: Sequence[Example]) -> Batch:
+    """The beginnings of a few answers."""
+    return collate(
+        [
+            Example(e.key, e.ids[: e.prompt_tokens + _GREEDY_ANSWER], e.prompt_tokens)
+            for e in examples[:_GREEDY_EXAMPLES]
+        ]
+    )
 
 
 # ---- the cut, and its healing ----

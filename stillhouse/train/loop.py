@@ -119,7 +119,7 @@ class _Run:
         self.optimiser = _optimiser(self.network, self.names, settings)
         self.plan = plan(
             ready.examples, epochs=settings.epochs, batch_tokens=settings.batch_tokens,
-            seed=settings.seed, strewn=ready.strewn,
+            seed=settings.seed,
         )  # fmt: skip
         self.report = TrainReport(student=str(out / "student"))
         self.tokens = 0
