@@ -381,9 +381,9 @@ class Store:
     def _sealed_ids(self) -> parquet.SealedIds:
         if self._sealed is None:
             self._sealed = parquet.SealedIds()
-            for segment in self._listing()[0].values():
-                texts = parquet.read_texts(segment.path, segment.rows, "id")
-                self._sealed.add(bytes.fromhex(text[3:]) for text in texts)
+            segments = self._listing()[0].values()
+            texts = (parquet.read_texts(s.path, s.rows, "id") for s in segments)
+            self._sealed.add(bytes.fromhex(id_[3:]) for some in texts for id_ in some)
         return self._sealed
 
     @contextmanager

@@ -147,6 +147,7 @@ def test_nothing_acknowledged_is_lost_in_20_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # 45 seconds on two free cores
 def test_nothing_acknowledged_is_lost_in_200_kills(tmp_path: Path) -> None:
     several = [
         kill_again_and_again(tmp_path / "small", 70, SMALL, stores=4),
