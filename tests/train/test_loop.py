@@ -59,7 +59,8 @@ def test_training_brings_the_loss_down_and_writes_what_it_did(finished: Path):
     curve = record["curve"]
     assert curve[0]["step"] == 0
     assert curve[-1]["step"] == record["steps"] == len(record["losses"])
-    assert curve[-1]["loss"] < 0.95 * curve[0]["loss"]
+    epoch = record["steps"] // 5
+    assert sum(record["losses"][-epoch:]) < 0.9 * sum(record["losses"][:epoch])
     assert curve[-1]["tokens"] == record["record"]["answer_tokens"]
     assert [p["seconds"] for p in curve] == sorted(p["seconds"] for p in curve)
     about = record["record"]
