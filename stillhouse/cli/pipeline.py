@@ -8,7 +8,9 @@ since they never import one another.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -131,6 +133,18 @@ def _run_stage(run: Run, stage: str, progress: Progress) -> dict[str, Any]:
         return result
     finally:  # a stage that is interrupted has still taken its time
         run.note(stage, seconds=before + time.monotonic() - began)
+        _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Return what a stage has freed to the system: glibc keeps freed blocks for itself, and the next
+    stage's models would come on top of them.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _collect(run: Run, progress: Progress) -> dict[str, Any]:
