@@ -137,8 +137,8 @@ def _run_stage(run: Run, stage: str, progress: Progress) -> dict[str, Any]:
 
 
 def _give_back_memory() -> None:
-    """Return what a stage has freed to the system: glibc keeps freed blocks for itself, and the next
-    stage's models would come on top of them.
+    """Return what a stage has freed to the system: glibc keeps freed blocks for itself, and the
+    next stage's models would come on top of them.
     """
     gc.collect()
     if sys.platform == "linux":
