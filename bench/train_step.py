@@ -61,8 +61,9 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=125)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--piece", type=int, default=TrainSettings().piece_tokens)
     options = parser.parse_args()
-    settings = TrainSettings(precision=options.precision)
+    settings = TrainSettings(precision=options.precision, piece_tokens=options.piece)
     run: Any = _Run.__new__(_Run)  # a run without a store, a teacher or files
     run.settings = settings
     run.network = network(options.layers)
