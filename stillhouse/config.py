@@ -178,6 +178,13 @@ class EvaluateSettings(Settings):
     """Held-out answers used; None uses all prompts."""
     max_tokens: Count = 128
     """Answer tokens of a held-out answer."""
+    top_p: Share = 1.0
+    """Nucleus mass when held-out answers are drawn, at temperature 1; 1 keeps all. Models are
+    compared over the whole vocabulary whatever is set here."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Most likely tokens kept when held-out answers are drawn; 0 keeps all."""
+    min_p: Share = 0.0
+    """Floor relative to the likeliest token when held-out answers are drawn; 0 is none."""
     seed: int = 11
     """Of the held-out answers and the bootstrap."""
     identity_samples: Count = 2

@@ -20,7 +20,13 @@ import numpy as np
 from stillhouse.config import EvaluateSettings
 from stillhouse.errors import DataError, EvidenceError
 from stillhouse.evaluate.compare import Row, change, compare, figures, teacher_figures
-from stillhouse.evaluate.held_out import HeldOut, draw, held_out_prompts, requests_for
+from stillhouse.evaluate.held_out import (
+    HeldOut,
+    draw,
+    held_out_prompts,
+    requests_for,
+    sampling_words,
+)
 from stillhouse.evaluate.identity import aliases, identity_report, identity_requests, names
 from stillhouse.evaluate.kept import Rows, kept, weights_bytes, weights_hash, weights_parameters
 from stillhouse.evaluate.speed import compare_speed
@@ -96,6 +102,7 @@ def evaluate(
             "student": {"name": student_name} | work.described("student"),
             "held_out": work.fidelity(answers) | {
                 "prompts": len(answers), "max_tokens": settings.max_tokens, "temperature": 1.0,
+                "sampling": sampling_words(settings),
                 "overlap": held_out.overlap(),
             },
             "speed": work.speed(), "identity": identity, "samples": samples,
@@ -166,9 +173,8 @@ class _Evaluation:
     def answers(self, role: str, held_out: HeldOut) -> list[Exchange]:
         """A model's answers to the held-out prompts."""
         requests = requests_for(
-            held_out.prompts, max_tokens=self.settings.max_tokens, seed=self.settings.seed,
-            terms=self.terms if role == "teacher" else None,
-        )  # fmt: skip
+            held_out.prompts, self.settings, terms=self.terms if role == "teacher" else None
+        )
         if role == "before":
             requests = requests[:_SAMPLES_BEFORE]
         stage = {
@@ -208,7 +214,7 @@ class _Evaluation:
         forms = {"student": own, "teacher": aliases(teacher_name)}
         # a form that both names hold tells nothing apart
         forms["teacher"] = tuple(f for f in forms["teacher"] if not names(student_name, [f]))
-        requests = identity_requests(self.settings.identity_samples, self.settings.seed)
+        requests = identity_requests(self.settings)
         said = {
             role: draw(
                 self.models[role], requests, self.store(role, "identity"), self.progress,

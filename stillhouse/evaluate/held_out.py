@@ -21,7 +21,15 @@ from stillhouse.report import Progress
 from stillhouse.store import Store
 from stillhouse.text import NEAR, near_duplicates
 
-__all__ = ["HeldOut", "Pair", "draw", "held_out_prompts", "question", "requests_for"]
+__all__ = [
+    "HeldOut",
+    "Pair",
+    "draw",
+    "held_out_prompts",
+    "question",
+    "requests_for",
+    "sampling_words",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +118,12 @@ def _training_texts(store: Path) -> list[str]:
 
 def requests_for(
     prompts: Sequence[Prompt],
+    settings: EvaluateSettings,
     *,
-    max_tokens: int,
-    seed: int,
     samples: int = 1,
     terms: Terms | None = None,
 ) -> list[Request]:
-    """Requests at temperature 1 with nothing cut from the distribution, every setting explicit.
+    """Requests at temperature 1, cut as the settings say, every setting explicit.
 
     A request's own seed comes from `seed` and its prompt, not from its place: fewer prompts give
     the same answers to those that stay.
@@ -126,9 +133,10 @@ def requests_for(
             prompt=prompt.messages,
             tools=prompt.tools,
             sampling=Sampling(
-                temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, frequency_penalty=0.0,
-                presence_penalty=0.0, repeat_penalty=1.0, max_tokens=max_tokens,
-                seed=_seed(seed, prompt.id, sample), sample_index=sample,
+                temperature=1.0, top_p=settings.top_p, top_k=settings.top_k,
+                min_p=settings.min_p, frequency_penalty=0.0,
+                presence_penalty=0.0, repeat_penalty=1.0, max_tokens=settings.max_tokens,
+                seed=_seed(settings.seed, prompt.id, sample), sample_index=sample,
             ),
             labels={**prompt.labels, "prompt_id": prompt.id},
             terms=terms,
@@ -136,6 +144,20 @@ def requests_for(
         for prompt in prompts
         for sample in range(samples)
     ]  # fmt: skip
+
+
+def sampling_words(settings: EvaluateSettings) -> str:
+    """How answers are drawn, for the report's reader."""
+    cuts = [
+        words
+        for words, used in (
+            (f"top-k {settings.top_k}", settings.top_k > 0),
+            (f"top-p {settings.top_p:g}", settings.top_p < 1),
+            (f"min-p {settings.min_p:g}", settings.min_p > 0),
+        )
+        if used
+    ]
+    return "temperature 1" + (f" ({', '.join(cuts)})" if cuts else ", nothing cut")
 
 
 def _seed(seed: int, prompt_id: str, sample: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from stillhouse.config import EvaluateSettings
 from stillhouse.exchange import Exchange, Request, Sampling, Terms, message
 from stillhouse.stats import clustered_share
 
@@ -67,14 +68,18 @@ MAX_TOKENS = 40
 """Answer tokens of an answer about oneself: names fall in the first sentence or not at all."""
 
 
-def identity_requests(samples: int, seed: int, terms: Terms | None = None) -> list[Request]:
-    """A request for each question and sample at temperature 1, labelled with its group."""
+def identity_requests(settings: EvaluateSettings, terms: Terms | None = None) -> list[Request]:
+    """A request for each question and sample at temperature 1, cut as the settings say, labelled
+    with its group.
+    """
+    samples, seed = settings.identity_samples, settings.seed
     questions = [(group, text) for group, texts in QUESTIONS.items() for text in texts]
     return [
         Request(
             prompt=(message("user", text),),
             sampling=Sampling(
-                temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, frequency_penalty=0.0,
+                temperature=1.0, top_p=settings.top_p, top_k=settings.top_k,
+                min_p=settings.min_p, frequency_penalty=0.0,
                 presence_penalty=0.0, repeat_penalty=1.0, max_tokens=MAX_TOKENS,
                 seed=(seed * 100_003 + 101 * index + sample) % 2**31, sample_index=sample,
             ),
@@ -193,7 +198,7 @@ def identity_report(
     counts = {group: len(questions) for group, questions in QUESTIONS.items()}
     return {
         "asked": f"{counts['plain']} plain questions and {sum(counts.values()) - counts['plain']} "
-        f"harder ones, none worded as in training; {samples} answers each at temperature 1.",
+        f"harder ones, none worded as in training; {samples} answers each, drawn as the held-out ones.",
         "names": {role: list(names_) for role, names_ in forms.items()},
         "groups": [
             {

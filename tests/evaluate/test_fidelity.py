@@ -235,9 +235,10 @@ def test_fewer_prompts_are_spread_over_the_files_and_get_the_same_answers(settin
     ids = [prompt.id for prompt in held_out_prompts(fewer, None).prompts]
     assert ids == ["h0", "h4", "h8", "h12", "h16"]
     all_prompts = read_prompts(settings.prompts).prompts
-    keys = {r.key for r in requests_for(all_prompts, max_tokens=12, seed=11)}
+    drawn = EvaluateSettings(max_tokens=12, seed=11, top_k=40)
+    keys = {r.key for r in requests_for(all_prompts, drawn)}
     some = [p for p in all_prompts if p.id in ids]
-    assert {r.key for r in requests_for(some, max_tokens=12, seed=11)} < keys
+    assert {r.key for r in requests_for(some, drawn)} < keys
 
 
 def test_no_prompt_files_is_an_error_of_the_recipe(settings, teacher, student, tmp_path):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from stillhouse.errors import EvidenceError
+from stillhouse.config import EvaluateSettings
 from stillhouse.evaluate.identity import (
     QUESTIONS,
     aliases,
@@ -69,17 +70,19 @@ def test_no_question_is_one_that_training_teaches_or_nearly_so():
 
 
 def test_requests_ask_each_question_with_fresh_seeds_and_stay_the_same():
-    requests = identity_requests(3, seed=11)
+    requests = identity_requests(EvaluateSettings(identity_samples=3, seed=11))
     questions = sum(len(group) for group in QUESTIONS.values())
     assert len(requests) == 3 * questions
     assert len({request.key for request in requests}) == len(requests)
     assert len({request.sampling.seed for request in requests}) == len(requests)
-    assert [r.key for r in identity_requests(3, seed=11)] == [r.key for r in requests]
+    assert [r.key for r in identity_requests(EvaluateSettings(identity_samples=3, seed=11))] == [
+        r.key for r in requests
+    ]
     assert {r.sampling.temperature for r in requests} == {1.0}
 
 
 def test_shares_are_counted_by_group_and_clustered_by_question():
-    requests = identity_requests(2, seed=1)
+    requests = identity_requests(EvaluateSettings(identity_samples=2, seed=1))
     texts = []
     for request in requests:
         plain = request.labels["group"] == "plain"
@@ -96,7 +99,7 @@ def test_shares_are_counted_by_group_and_clustered_by_question():
 
 
 def test_report_keeps_every_answer_of_both_models():
-    requests = identity_requests(2, seed=1)
+    requests = identity_requests(EvaluateSettings(identity_samples=2, seed=1))
     said = {
         role: [answer(request, f"{role} {i}") for i, request in enumerate(requests)]
         for role in ("student", "teacher")
