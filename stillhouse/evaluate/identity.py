@@ -198,7 +198,7 @@ def identity_report(
     counts = {group: len(questions) for group, questions in QUESTIONS.items()}
     return {
         "asked": f"{counts['plain']} plain questions and {sum(counts.values()) - counts['plain']} "
-        f"harder ones, none worded as in training; {samples} answers each, drawn as the held-out ones.",
+        f"harder ones, none worded as in training; {samples} answers each, drawn like the others.",
         "names": {role: list(names_) for role, names_ in forms.items()},
         "groups": [
             {

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import stillhouse.evaluate.fidelity as module
+from stillhouse.config import EvaluateSettings
 from stillhouse.errors import CapabilityError, ConfigError, DataError, EvidenceError
 from stillhouse.evaluate.compare import COLUMNS
 from stillhouse.evaluate.fidelity import evaluate, fidelity

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from stillhouse.errors import EvidenceError
 from stillhouse.config import EvaluateSettings
+from stillhouse.errors import EvidenceError
 from stillhouse.evaluate.identity import (
     QUESTIONS,
     aliases,
