@@ -116,7 +116,7 @@ def _safe(text: str) -> Any:
 _MEASURES = (
     ("kl_nats", "KL(teacher ‖ student)", "nats", "nats; 0 is the teacher itself"),
     ("top1_agreement", "Same most likely token", "share", "share of answer tokens"),
-    ("nll_nats", "NLL of the teacher's answers", "nats", "nats; the teacher's own is the floor"),
+    ("nll_nats", "NLL of the teacher's answers", "nats", "nats; beside it the teacher's own"),
     ("ece", "Calibration error", "ece", "of the top-1 token, 15 bins"),
 )
 
@@ -203,7 +203,19 @@ def _cautions(report: Mapping[str, Any]) -> list[str]:
                 "No evidence found that training brought the student closer: the interval of the "
                 f"change in KL, {change['low']:.3f} to {change['high']:.3f} nats, holds zero."
             )
-        if own:
+        cut = "nothing cut" not in (held_out.get("sampling") or "nothing cut")
+        if cut:
+            lines.append(
+                f"The teacher's answers were drawn at {held_out['sampling']}. Answers cut like "
+                "this hold fewer unlikely tokens than answers from the whole distribution and are "
+                "easier to agree on: figures under other settings are not comparable."
+            )
+        if own and cut:
+            lines.append(
+                f"The teacher's own calibration error is {own['ece']['value']:.3f} on answers cut "
+                "like this: compare the student's with it, not with zero."
+            )
+        if own and not cut:
             lines.append(
                 f"Calibration error never reaches zero on so few tokens: the teacher's own is "
                 f"{own['ece']['value']:.3f} on its own samples, so less than that is noise."

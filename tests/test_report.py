@@ -193,6 +193,17 @@ def test_what_cannot_be_concluded_follows_the_figures(report):
     assert "was not checked" in unsure
 
 
+def test_answers_that_were_cut_are_said_to_be_easier(report):
+    whole = Page(render(report)).text
+    assert "easier to agree on" not in whole
+    assert "less than that is noise" in whole
+    report["held_out"]["sampling"] = "temperature 1 (top-k 40, min-p 0.05)"
+    cut = " ".join(Page(render(report)).text.split())
+    assert "drawn at temperature 1 (top-k 40, min-p 0.05). Answers cut like this" in cut
+    assert "compare the student's with it, not with zero" in cut
+    assert "less than that is noise" not in cut
+
+
 def test_words_that_claim_too_much_do_not_occur(report):
     text = Page(render(report)).text.lower()
     assert not re.search(r"\b(proves?|proven|conclusive|guarantees?|guilty|clears)\b", text)
