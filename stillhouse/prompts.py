@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stillhouse.messages import Prompt, Unfit, prompt_of, with_own_id
 from stillhouse.errors import DataError, nearest
 from stillhouse.exchange import Message, Tool
+from stillhouse.messages import Prompt, Unfit, prompt_of, with_own_id
 
 __all__ = ["Prompt", "Prompts", "Reject", "prompt_files", "read_prompts", "write_rejects"]
 

@@ -15,8 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.prompts import prompt_files, read_prompts
-from stillhouse.messages import Unfit, prompt_of
 from stillhouse.errors import DataError
 from stillhouse.exchange import (
     Exchange,
@@ -30,6 +28,8 @@ from stillhouse.exchange import (
     message,
     to_dict,
 )
+from stillhouse.messages import Unfit, prompt_of
+from stillhouse.prompts import prompt_files, read_prompts
 
 
 def lines(path: Path, *records: Any) -> Path:
