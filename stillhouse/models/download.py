@@ -28,7 +28,8 @@ class _Broken(Exception):
 
 
 def download(
-    client: httpx.Client, url: str, target: Path, *, stage: str, progress: Progress = Silent(),  # noqa: B008
+    client: httpx.Client, url: str, target: Path, *, stage: str,
+    progress: Progress = Silent(),  # noqa: B008
     first_wait_seconds: float = _FIRST_WAIT_SECONDS,
 ) -> None:  # fmt: skip
     """The file at `url` lies at `target`, continued from what `target` held before.
