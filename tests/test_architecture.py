@@ -57,8 +57,10 @@ def imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            for alias in node.names:  # `from package import file` is an import of the file
+                inner = f"{node.module}.{alias.name}"
+                is_file = (ROOT / (inner.replace(".", "/") + ".py")).exists()
+                found.add(inner if is_file else node.module)
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return {m for m in found if m.split(".")[0] == "stillhouse"}

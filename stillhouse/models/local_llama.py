@@ -250,7 +250,8 @@ class PackedLlama:
         if len(sequences) < 2:
             return []
         low, high = min(sequences), max(sequences)
-        same = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), len(low))  # noqa: B905
+        pairs = zip(low, high, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
         same = min(same, min(map(len, sequences)) - 1)  # each row computes at least one token
         same = same if at_most is None else min(same, at_most)
         if same < _SHORTEST_PREFIX:

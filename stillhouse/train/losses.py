@@ -260,7 +260,8 @@ def head_loss(
         DataError: no positions, or shapes disagree.
     """
     _rows(hidden, None, count)
-    loss: Tensor = _HeadLoss.apply(hidden, head, targets, count, dtype, chunk_tokens)  # type: ignore[assignment]
+    loss = _HeadLoss.apply(hidden, head, targets, count, dtype, chunk_tokens)
+    assert isinstance(loss, Tensor)  # torch types `apply` as returning anything
     return loss
 
 
