@@ -18,8 +18,8 @@ from collections import deque
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import stillhouse.models.llamachild as llamachild
 from stillhouse.errors import ModelError, TransportError
-from stillhouse.models import llamachild
 
 if TYPE_CHECKING:
     import httpx

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import stillhouse.models.weights as weights
 from stillhouse.errors import ConfigError, ModelError, nearest
-from stillhouse.models import weights
 from stillhouse.models.base import Capabilities, Model, Need, require
 from stillhouse.report import Progress, Silent
 

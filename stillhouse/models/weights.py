@@ -23,8 +23,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+import stillhouse.models.wheel_index as wheel_index
 from stillhouse.errors import ConfigError, DataError, ModelError, TransportError, nearest
-from stillhouse.models import wheel_index
 from stillhouse.models.download import download, full_disk
 from stillhouse.report import Progress, Silent
 
