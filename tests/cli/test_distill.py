@@ -46,7 +46,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "authorisation.yaml").write_text(
         yaml.safe_dump(
             {
-                "who": "A. Tester", "organisation": "The tests", "why": "A random network of our own.",
+                "who": "A. Tester", "organisation": "The tests", "why": "A network of our own.",
                 "date": "2026-01-01", "teacher": teacher, "scope": "this test",
             }
         )
@@ -60,7 +60,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "prompts": ["train.jsonl"], "authorisation": "authorisation.yaml", "max_tokens": 24,
             "top_logprobs": 20,
         },
-        "train": {"epochs": 3, "batch_tokens": 200, "checkpoint_seconds": 0, "precision": "float32"},
+        "train": {
+            "epochs": 3, "batch_tokens": 200, "checkpoint_seconds": 0, "precision": "float32",
+        },
         "evaluate": {
             "prompts": ["held_out.jsonl"], "max_tokens": 16, "speed_tokens": 4, "speed_repeats": 6,
         },
