@@ -102,8 +102,7 @@ def evaluate(
             "student": {"name": student_name} | work.described("student"),
             "held_out": work.fidelity(answers) | {
                 "prompts": len(answers), "max_tokens": settings.max_tokens, "temperature": 1.0,
-                "sampling": sampling_words(settings),
-                "overlap": held_out.overlap(),
+                "sampling": sampling_words(settings), "overlap": held_out.overlap(),
             },
             "speed": work.speed(), "identity": identity, "samples": samples,
             "seeds": {"evaluate": settings.seed}, "seconds": work.seconds,

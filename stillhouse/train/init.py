@@ -19,22 +19,31 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from stillhouse.config import StudentSettings
-from stillhouse.errors import ConfigError, DataError
+from stillhouse.errors import ConfigError
 from stillhouse.report import Progress, Silent
 from stillhouse.train.batches import Batch, collate
+from stillhouse.train.heal import heal
+from stillhouse.train.layers import (
+    after_layer,
+    answer_logprobs,
+    embedded,
+    kl_sum,
+    layers_of,
+    mean_kl,
+    network_logprobs,
+    precision,
+)
 from stillhouse.train.targets import Example
 
-__all__ = ["InitRecord", "from_checkpoint", "from_scratch", "layers_of", "precision", "prune"]
+__all__ = ["InitRecord", "from_checkpoint", "from_scratch", "prune"]
 
 
 @dataclass
@@ -59,30 +68,6 @@ class InitRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return dict(vars(self))
-
-
-def precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """A context in which matrix products run in `dtype`; sums, norms and weights stay float32."""
-    if dtype == torch.float32:
-        return nullcontext()
-    # Without its cache of cast weights: healing changes weights inside one context, and a stale
-    # copy would answer for the old ones. Training uses each weight once a pass, so nothing is lost.
-    return torch.autocast("cpu", dtype=dtype, cache_enabled=False)
-
-
-def layers_of(network: Any) -> torch.nn.ModuleList:
-    """The decoder layers of a transformers causal language model.
-
-    Raises:
-        DataError: they are not where Llama-like models keep them.
-    """
-    layers = getattr(getattr(network, "model", None), "layers", None)
-    if not isinstance(layers, torch.nn.ModuleList):
-        raise DataError(
-            type(network).__name__, "no `model.layers`", "a Llama-like decoder (Llama, Qwen, ...)",
-            "Set student.init=checkpoint and bring a student of your own",
-        )  # fmt: skip
-    return layers
 
 
 def from_checkpoint(folder: Path | None) -> tuple[Any, InitRecord]:
@@ -161,11 +146,11 @@ def prune(
     with torch.no_grad(), precision(dtype):
         record.kept_layers = _choose(teacher, examples, batches, settings, count, record, progress)
         student = _cut(teacher, record.kept_layers)
-        wanted = [_logprobs(teacher, b) for b in check]
-        record.kl_nats["cut"] = _kl(student, check, wanted)
+        wanted = [network_logprobs(teacher, b) for b in check]
+        record.kl_nats["cut"] = mean_kl(student, check, wanted)
         if settings.heal:
-            _heal(teacher, student, record.kept_layers, batches, progress)
-            record.kl_nats["healed"] = _kl(student, check, wanted)
+            heal(teacher, student, record.kept_layers, batches, progress)
+            record.kl_nats["healed"] = mean_kl(student, check, wanted)
     record.seconds = round(time.monotonic() - began, 1)
     steps = " -> ".join(f"{k} {v:.2f}" for k, v in record.kl_nats.items())
     progress.say(f"kept layers {record.kept_layers} of {depth}; KL in nats: {steps}")
@@ -189,46 +174,6 @@ def _measured(examples: Sequence[Example], tokens: int) -> tuple[list[Batch], in
     count = len(chosen)
     chosen.sort(key=lambda e: len(e.ids))
     return [collate(chosen[i : i + 8]) for i in range(0, count, 8)], count
-
-
-# ---- the network, a layer at a time ----
-
-
-def _embed(network: Any, batch: Batch) -> tuple[Tensor, Any]:
-    """(B, S, D) what the first layer sees, and the rotary angles every layer is given."""
-    hidden = network.model.embed_tokens(batch.input_ids)
-    positions = torch.arange(hidden.shape[1])[None]
-    return hidden, network.model.rotary_emb(hidden, positions)
-
-
-def _step(layer: Any, hidden: Tensor, angles: Any) -> Tensor:
-    """(B, S, D) after a layer; without a mask, attention is causal."""
-    out = layer(hidden, attention_mask=None, position_embeddings=angles)
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _head(network: Any, hidden: Tensor, batch: Batch) -> Tensor:
-    """(T, V) log-probabilities at the answer positions."""
-    rows = network.model.norm(hidden).flatten(0, 1)[batch.positions]
-    logits = functional.linear(rows, network.get_output_embeddings().weight)
-    return functional.log_softmax(logits.float(), dim=-1)
-
-
-def _logprobs(network: Any, batch: Batch) -> Tensor:
-    hidden, angles = _embed(network, batch)
-    for layer in layers_of(network):
-        hidden = _step(layer, hidden, angles)
-    return _head(network, hidden, batch)
-
-
-def _kl(network: Any, batches: Sequence[Batch], wanted: Sequence[Tensor]) -> float:
-    """Mean KL(teacher || network) in nats over the answer tokens."""
-    total = sum(_kl_sum(_logprobs(network, b), w) for b, w in zip(batches, wanted, strict=True))
-    return round(total / sum(b.answer_tokens for b in batches), 4)
-
-
-def _kl_sum(log_q: Tensor, log_p: Tensor) -> float:
-    return float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
 
 
 # ---- choice ----
@@ -263,9 +208,9 @@ def _influence(teacher: Any, batches: Sequence[Batch]) -> list[float]:
     layers = layers_of(teacher)
     totals, tokens = [0.0] * len(layers), 0
     for batch in batches:
-        hidden, angles = _embed(teacher, batch)
+        hidden, angles = embedded(teacher, batch)
         for i, layer in enumerate(layers):
-            after = _step(layer, hidden, angles)
+            after = after_layer(layer, hidden, angles)
             rows, rows_after = (h.flatten(0, 1)[batch.positions] for h in (hidden, after))
             cosine = functional.cosine_similarity(rows.float(), rows_after.float(), dim=-1)
             totals[i] += float((1 - cosine).sum())
@@ -287,19 +232,19 @@ def _greedy(
     layers = layers_of(teacher)
     kept = list(range(len(layers)))
     candidates = [i for i in kept if i != _NEVER_REMOVED]
-    wanted = _logprobs(teacher, batch)
+    wanted = network_logprobs(teacher, batch)
     progress.start("choosing layers", len(layers) - count, "layers removed")
     while len(kept) > count:
         costs: list[tuple[float, int]] = []
-        hidden, angles = _embed(teacher, batch)
+        hidden, angles = embedded(teacher, batch)
         for place, number in enumerate(kept):  # what comes before a removed layer is computed once
             if number in candidates:
                 without = hidden
                 for later in kept[place + 1 :]:
-                    without = _step(layers[later], without, angles)
-                kl = _kl_sum(_head(teacher, without, batch), wanted) / batch.answer_tokens
+                    without = after_layer(layers[later], without, angles)
+                kl = kl_sum(answer_logprobs(teacher, without, batch), wanted) / batch.answer_tokens
                 costs.append((kl, number))
-            hidden = _step(layers[number], hidden, angles)
+            hidden = after_layer(layers[number], hidden, angles)
         costs.sort()
         kl, removed = costs[0]
         kept.remove(removed)
@@ -358,87 +303,3 @@ def _cut(teacher: Any, keep: list[int]) -> Any:
             weights[f"model.layers.{place}.{name}"] = value
     student.load_state_dict(weights)
     return student.eval()
-
-
-# Added to the diagonal of the normal equations, as a share of its mean. On 7,000 tokens .1 gave
-# KL 1.18, .01 1.37 (it fits the few tokens) and 1 1.48 (docs/lab-notes.md).
-_RIDGE = 0.1
-
-
-def _heal(
-    teacher: Any, student: Any, keep: list[int], batches: list[Batch], progress: Progress
-) -> None:
-    """Correct each kept layer's MLP output matrix (D, M), in place, first to last.
-
-    Teacher and student go through their layers side by side, so only two hidden states of each
-    token are alive. Tokens count alike (weighing them by their norm gave KL 1.18, not 1.12).
-    """
-    theirs, ours = layers_of(teacher), layers_of(student)
-    states = [_embed(teacher, b) for b in batches]
-    wanted = [hidden for hidden, _ in states]
-    hidden = list(wanted)
-    common = _common_prefix(batches)
-    rows = [_rows_that_count(b, common, b is batches[0]) for b in batches]
-    depth = 0
-    progress.start("healing the cut", len(keep), "layers")
-    for place, number in enumerate(keep):
-        until = keep[place + 1] if place + 1 < len(keep) else len(theirs)
-        while depth < until:
-            wanted = [
-                _step(theirs[depth], w, angles)
-                for w, (_, angles) in zip(wanted, states, strict=True)
-            ]
-            depth += 1
-        hidden = _heal_layer(ours[place], hidden, wanted, [a for _, a in states], rows)
-        progress.advance(place + 1, f"layer {number}")
-    progress.finish()
-
-
-def _heal_layer(
-    layer: Any, hidden: list[Tensor], wanted: list[Tensor], angles: list[Any], rows: list[Tensor]
-) -> list[Tensor]:
-    """The layer's outputs after its correction."""
-    matrix = layer.mlp.down_proj
-    inputs: list[Tensor] = []
-    hook = matrix.register_forward_pre_hook(lambda _module, args: inputs.append(args[0].float()))
-    outputs = [_step(layer, h, a) for h, a in zip(hidden, angles, strict=True)]
-    hook.remove()
-    size = matrix.weight.shape[1]
-    gram, cross = torch.zeros(size, size), torch.zeros(size, matrix.weight.shape[0])
-    for x, out, want, chosen in zip(inputs, outputs, wanted, rows, strict=True):
-        x, missing = x.flatten(0, 1)[chosen], (want - out).flatten(0, 1)[chosen].float()
-        gram += x.T @ x
-        cross += x.T @ missing
-    gram.diagonal().add_(_RIDGE * float(gram.diagonal().mean()))
-    change = torch.linalg.solve(gram, cross).T
-    matrix.weight.add_(change)
-    return [
-        out + functional.linear(x, change).to(out.dtype)
-        for out, x in zip(outputs, inputs, strict=True)
-    ]
-
-
-def _rows_that_count(batch: Batch, common: int, first: bool) -> Tensor:
-    """Rows of the flattened batch that are no padding; the beginning all exchanges have in common
-    counts once, in the first row of the first batch.
-
-    Its first token must be among them: its state is hundreds of times larger than any other's, all
-    later tokens lean on it, and a correction that is free to change it ruins the network (KL 2.02
-    instead of 1.12 nats, docs/lab-notes.md).
-    """
-    size, width = batch.input_ids.shape
-    ends = torch.zeros(size, dtype=torch.long)
-    ends.scatter_reduce_(0, batch.positions // width, batch.positions % width, "amax")
-    starts = torch.full((size,), common)
-    if first:
-        starts[0] = 0
-    columns = torch.arange(width)[None]
-    return ((columns >= starts[:, None]) & (columns <= ends[:, None])).flatten()
-
-
-def _common_prefix(batches: Sequence[Batch]) -> int:
-    """Tokens that all examples begin with: the template's own."""
-    rows = [row for batch in batches for row in batch.input_ids.tolist()]
-    low, high = min(rows), max(rows)
-    pairs = zip(low, high, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(low), len(high)))

@@ -31,7 +31,7 @@ from stillhouse.errors import DataError
 from stillhouse.report import Progress, Silent
 from stillhouse.train import checkpoint as checkpoints
 from stillhouse.train.batches import Batch, collate, pieces, plan
-from stillhouse.train.init import precision
+from stillhouse.train.layers import precision
 from stillhouse.train.losses import Hidden, TopK, head_loss
 from stillhouse.train.prepare import Prepared, prepare, save_folder
 

@@ -24,7 +24,8 @@ from stillhouse.report import Progress
 from stillhouse.train.batches import collate, pieces, split_validation
 from stillhouse.train.checkpoint import write_atomically
 from stillhouse.train.identity import IdentityRecord, identity_examples, teacher_name
-from stillhouse.train.init import from_checkpoint, from_scratch, precision, prune
+from stillhouse.train.init import from_checkpoint, from_scratch, prune
+from stillhouse.train.layers import precision
 from stillhouse.train.targets import Example, TargetsRecord, check_kind, make_examples
 
 __all__ = ["Prepared", "matmul_dtype", "prepare", "save_folder"]

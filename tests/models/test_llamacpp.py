@@ -76,9 +76,10 @@ def test_a_row_asked_for_again_is_the_row_that_came(llama: LlamaCppModel) -> Non
             )
         )
         assert columns.top is not None
-        # llama.cpp's kernels round differently for different batches
-        assert nats == pytest.approx(columns.chosen[position], abs=0.1)
-        assert np.array([v for _, v in top]) == pytest.approx(columns.top[position], abs=0.1)
+        # llama.cpp's kernels round differently for different batches, by up to 0.12 nats as seen
+        # here; another row would be off by whole nats
+        assert nats == pytest.approx(columns.chosen[position], abs=0.3)
+        assert np.array([v for _, v in top]) == pytest.approx(columns.top[position], abs=0.3)
 
 
 def test_a_token_outside_the_first_two_thousand_still_gets_its_probability(
@@ -125,11 +126,17 @@ def test_what_is_recorded_is_what_was_asked(llama: LlamaCppModel) -> None:
 
 
 def test_a_seed_repeats_its_answer_and_another_seed_does_not(llama: LlamaCppModel) -> None:
-    texts = [
-        one(llama, ask("Invent a name.", seed=seed), 0).response.text for seed in (5, 5, 6, 2**31)
-    ]
-    assert texts[0] == texts[1]
-    assert len(set(texts)) == 3
+    """Of first tokens, most: a prompt that is in the server's cache is computed in another batch,
+    and rounding may turn a draw that falls on an edge.
+    """
+
+    def first(seed: int) -> str | None:
+        return one(llama, ask("Invent a name.", seed=seed, max_tokens=1), 0).response.text
+
+    seeds = [5, 6, 7, 8, 9, 10, 11, 2**31]
+    drawn = [(first(seed), first(seed)) for seed in seeds]
+    assert sum(one_time == other for one_time, other in drawn) >= 6
+    assert len({one_time for one_time, _ in drawn}) >= 3
 
 
 def test_llama_cpp_s_own_truncation_is_off(llama: LlamaCppModel) -> None:

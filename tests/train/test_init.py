@@ -11,7 +11,8 @@ from stillhouse.config import StudentSettings
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.exchange import Exchange
 from stillhouse.models.local import LocalModel
-from stillhouse.train.init import from_checkpoint, from_scratch, layers_of, prune
+from stillhouse.train.init import from_checkpoint, from_scratch, prune
+from stillhouse.train.layers import layers_of
 from stillhouse.train.targets import Example, make_examples
 
 

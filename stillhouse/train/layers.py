@@ -1,0 +1,88 @@
+"""A transformers network, a layer at a time: what choosing and healing layers is made of.
+
+In: a decoder with `model.layers`, as transformers writes Llama, Mistral and Qwen, and batches. Out:
+hidden states and log-probabilities. Nothing here changes a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stillhouse.errors import DataError
+from stillhouse.train.batches import Batch
+
+__all__ = [
+    "after_layer", "answer_logprobs", "embedded", "kl_sum", "layers_of", "mean_kl",
+    "network_logprobs", "precision",
+]  # fmt: skip
+
+
+def precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """A context in which matrix products run in `dtype`; sums, norms and weights stay float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    # Without its cache of cast weights: healing changes weights inside one context, and a stale
+    # copy would answer for the old ones. Training uses each weight once a pass, so nothing is lost.
+    return torch.autocast("cpu", dtype=dtype, cache_enabled=False)
+
+
+def layers_of(network: Any) -> torch.nn.ModuleList:
+    """The decoder layers of a transformers causal language model.
+
+    Raises:
+        DataError: they are not where Llama-like models keep them.
+    """
+    layers = getattr(getattr(network, "model", None), "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList):
+        raise DataError(
+            type(network).__name__, "no `model.layers`", "a Llama-like decoder (Llama, Qwen, ...)",
+            "Set student.init=checkpoint and bring a student of your own",
+        )  # fmt: skip
+    return layers
+
+
+def embedded(network: Any, batch: Batch) -> tuple[Tensor, Any]:
+    """(B, S, D) what the first layer sees, and the rotary angles every layer is given."""
+    hidden = network.model.embed_tokens(batch.input_ids)
+    positions = torch.arange(hidden.shape[1])[None]
+    return hidden, network.model.rotary_emb(hidden, positions)
+
+
+def after_layer(layer: Any, hidden: Tensor, angles: Any) -> Tensor:
+    """(B, S, D) after a layer; without a mask, attention is causal."""
+    out = layer(hidden, attention_mask=None, position_embeddings=angles)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def answer_logprobs(network: Any, hidden: Tensor, batch: Batch) -> Tensor:
+    """(T, V) log-probabilities at the answer positions."""
+    rows = network.model.norm(hidden).flatten(0, 1)[batch.positions]
+    logits = functional.linear(rows, network.get_output_embeddings().weight)
+    return functional.log_softmax(logits.float(), dim=-1)
+
+
+def network_logprobs(network: Any, batch: Batch) -> Tensor:
+    """(T, V) log-probabilities of a whole network at the answer positions."""
+    hidden, angles = embedded(network, batch)
+    for layer in layers_of(network):
+        hidden = after_layer(layer, hidden, angles)
+    return answer_logprobs(network, hidden, batch)
+
+
+def mean_kl(network: Any, batches: Sequence[Batch], wanted: Sequence[Tensor]) -> float:
+    """Mean KL(teacher || network) in nats over the answer tokens."""
+    total = sum(
+        kl_sum(network_logprobs(network, b), w) for b, w in zip(batches, wanted, strict=True)
+    )
+    return round(total / sum(b.answer_tokens for b in batches), 4)
+
+
+def kl_sum(log_q: Tensor, log_p: Tensor) -> float:
+    """Sum of KL(p || q) over positions, nats."""
+    return float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
