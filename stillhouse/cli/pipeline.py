@@ -9,6 +9,7 @@ since they never import one another.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import fcntl
 import gc
 import json
@@ -149,6 +150,16 @@ def _give_back_memory() -> None:
 
 def _collect(run: Run, progress: Progress) -> dict[str, Any]:
     from stillhouse.collect.run import collect
+    from stillhouse.terms import gate
+
+    if run.recipe.exchanges is not None:  # the gate holds for training on them all the same
+        terms = gate(run.recipe.teacher, authorisation=run.recipe.collect.authorisation)
+        progress.say(f"  {run.recipe.exchanges} was collected before; nothing is asked")
+        return {
+            "store": str(run.recipe.exchanges),
+            "exchanges": _store_size(run.exchanges),
+            "terms": dataclasses.asdict(terms),
+        }
 
     report = collect(
         run.recipe.collect, teacher=run.recipe.teacher, store=run.exchanges, progress=progress

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import CapabilityError, ModelError
-from stillhouse.exchange import Exchange, Logprobs, Message, Request
+from stillhouse.exchange import Exchange, Logprobs, Request
 
 __all__ = ["Capabilities", "Failure", "Model", "Need", "Scored", "require"]
 
@@ -164,8 +164,3 @@ def require(model: Model, need: Need) -> None:
             f"what it can: {model.capabilities}",
             "Choose another model or engine, or ask for less",
         )
-
-
-def rendered_length(messages: Sequence[Message]) -> int:
-    """Characters of text in a prompt: what engines without a tokenizer order work by."""
-    return sum(len(m.text) for m in messages)

@@ -190,6 +190,20 @@ def test_a_stage_whose_input_is_missing_says_what_to_run(
     assert "stillhouse collect" in capsys.readouterr().err
 
 
+def test_a_recipe_that_names_its_exchanges_asks_nothing(
+    finished: Path, workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store(finished / "exchanges", "r") as store:
+        ids = store.ids()
+    more = workshop / "more.jsonl"
+    write_prompts(more, 3, "Another")
+    arguments = [f"exchanges={finished / 'exchanges'}", f"collect.prompts={more}", "train.epochs=1"]
+    assert main(["distill", str(workshop / "recipe.yaml"), "name=given", *arguments]) == 0
+    assert "nothing is asked" in capsys.readouterr().err
+    with Store(finished / "exchanges", "r") as store:
+        assert store.ids() == ids
+
+
 def test_an_unknown_teacher_is_refused_before_the_first_request(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
