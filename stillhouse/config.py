@@ -12,7 +12,6 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -44,7 +43,10 @@ class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, field docstrings are the help texts."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        defer_build=True,  # a validator is built when first needed: `--help` needs none
     )
 
 
@@ -72,8 +74,7 @@ class CollectSettings(Settings):
     samples_per_prompt: Count = 1
     """Answers drawn for each prompt."""
     engine: Literal["auto", "llamacpp", "local"] = "auto"
-    """What answers for a GGUF teacher: llama.cpp's server, the de-quantised weights in torch, or
-    whichever meets the need."""
+    """What answers for a GGUF teacher: llama.cpp's server, or its weights de-quantised in torch."""
     top_logprobs: Annotated[int, Field(ge=0)] = 20
     """Alternatives kept with each answer token; 0 keeps none."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -368,6 +369,8 @@ def write_run(path: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
 
 def _version(package: str) -> str | None:
     """The installed version, or None where the package is not installed."""
+    from importlib import metadata  # slow to load, and only a run's record asks
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
