@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from stillhouse.config import TrainSettings
+from stillhouse.models.local_network import matmul_dtype
 from stillhouse.train.loop import _optimiser, _Run, _trainable
-from stillhouse.train.prepare import matmul_dtype
 from stillhouse.train.targets import Example
 
 

@@ -75,6 +75,9 @@ class CollectSettings(Settings):
     """Answers drawn for each prompt."""
     engine: Literal["auto", "llamacpp", "local"] = "auto"
     """What answers for a GGUF teacher: llama.cpp's server, or its weights de-quantised in torch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the local engine's matrix products; auto takes bfloat16 where the processor has
+    instructions for it: faster, and log-probabilities move by hundredths of a nat."""
     top_logprobs: Annotated[int, Field(ge=0)] = 20
     """Alternatives kept with each answer token; 0 keeps none."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -106,7 +109,8 @@ class StudentSettings(Settings):
     init: Literal["prune", "checkpoint", "scratch"] = "prune"
     """Cut from the teacher's layers, read from a local checkpoint, or made anew."""
     layers: Count | None = None
-    """Layers kept when pruning, or made from scratch; None keeps two thirds."""
+    """Layers kept when pruning, or made from scratch; None keeps two thirds, or all where only MLPs
+    are to be narrower."""
     choose: Literal["influence", "greedy"] = "influence"
     """How the kept layers are chosen, both measured on real exchanges: by block influence, or by
     removing one after the other whichever costs the least KL."""
@@ -116,11 +120,14 @@ class StudentSettings(Settings):
     """A Hugging Face folder, for init 'checkpoint'."""
     hidden_size: Count | None = None
     """Width, for init 'scratch'."""
+    intermediate_size: Count | None = None
+    """Neurons of each layer's MLP: when pruning, those kept that least squares can least do
+    without. None keeps all, or the teacher's proportions from scratch."""
     heal: bool = True
     """After cutting, correct each kept layer by least squares towards the teacher's hidden states;
-    seconds of work, no gradient steps."""
-    measure_tokens: Count = 8000
-    """Tokens of real exchanges that layers are chosen and healed on."""
+    a minute of work, no gradient steps."""
+    measure_tokens: Count = 24000
+    """Tokens of real exchanges that layers are healed on; more are better, and cost time."""
     teach_identity: bool = True
     """Teach it to say that it is `name`, distilled from the teacher."""
 

@@ -181,13 +181,16 @@ class Origin:
         """Nothing, when these settings may go on with the store.
 
         Raises:
-            ConfigError: they ask for more alternatives, or another engine, than the store has.
+            ConfigError: they ask for more alternatives, or another engine or precision, than the
+                store has.
         """
-        kept, engine = self.known.get("top_logprobs"), self.known.get("engine")
+        kept = self.known.get("top_logprobs")
         if kept is not None and settings.top_logprobs > kept:
             self._refuse("top_logprobs", settings.top_logprobs, f"at most {kept}")
-        if engine is not None and settings.engine != engine:
-            self._refuse("engine", settings.engine, engine)
+        for name in ("engine", "precision"):
+            begun_with = self.known.get(name)
+            if begun_with is not None and getattr(settings, name) != begun_with:
+                self._refuse(name, getattr(settings, name), begun_with)
 
     def refuse_other_model(self, model: str) -> None:
         """Nothing, when the store is empty or holds this model's answers.

@@ -200,6 +200,7 @@ def _ask(asking: Asking, origin: Origin, todo: Iterator[Request], runs: Path) ->
         work.teacher,
         need=need,
         engine=settings.engine,
+        precision=settings.precision,
         slots=settings.concurrency,
         runs=runs,
         progress=progress,
@@ -208,7 +209,7 @@ def _ask(asking: Asking, origin: Origin, todo: Iterator[Request], runs: Path) ->
         origin.refuse_other_model(model.name)
         origin.write(
             teacher=work.teacher, model=model.name, engine=settings.engine,
-            top_logprobs=settings.top_logprobs,
+            precision=settings.precision, top_logprobs=settings.top_logprobs,
         )  # fmt: skip
         try:
             asking.ask(model, todo)

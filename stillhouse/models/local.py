@@ -26,7 +26,7 @@ from stillhouse.models import local_llama
 from stillhouse.models.base import Capabilities, Failure, Need, Scored, require
 from stillhouse.models.local_draw import Shape, log_normaliser, most_likely, uniforms
 from stillhouse.models.local_general import GeneralNetwork
-from stillhouse.models.local_network import Network
+from stillhouse.models.local_network import Network, matmul_dtype
 from stillhouse.models.local_sampler import Finished, Job, Limits, sample
 from stillhouse.models.local_text import ChatText
 
@@ -71,7 +71,7 @@ class LocalModel:
         *,
         spec: str,
         name: str | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Literal["auto", "float32", "bfloat16"] = "float32",
         limits: Limits | None = None,
     ) -> None:
         """Read the folder's configuration and tokenizer; weights are read when first needed.
@@ -81,7 +81,8 @@ class LocalModel:
             spec: the spec it was opened by.
             name: what stands in `Exchange.model`; the spec unless given.
             precision: of the matrix products. bfloat16 is faster and moves log-probabilities by
-                some hundredths of a nat; `Logprobs.engine` says which it was.
+                some hundredths of a nat; `Logprobs.engine` says which it was. 'auto' takes it where
+                the processor has instructions for it.
             limits: how much may be in flight.
 
         Raises:
@@ -89,7 +90,7 @@ class LocalModel:
         """
         self.spec, self.name = spec, name or spec
         self.folder = path
-        self._precision, self._limits = precision, limits or Limits()
+        self._dtype, self._limits = matmul_dtype(precision), limits or Limits()
         self._config = self._read_config()
         self.text = ChatText(path, spec)
         self.tokenizer: Any = self.text.tokenizer
@@ -126,9 +127,8 @@ class LocalModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # ours are the only ones on stderr
-        dtype = getattr(torch, self._precision)
         return AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=dtype, local_files_only=True
+            self.folder, dtype=self._dtype, local_files_only=True
         ).eval()
 
     @cached_property
@@ -138,7 +138,7 @@ class LocalModel:
             module = self.network.to("cuda") if torch.cuda.is_available() else self.network
             return GeneralNetwork(module)
         try:
-            return local_llama.PackedLlama(self.folder, getattr(torch, self._precision))
+            return local_llama.PackedLlama(self.folder, self._dtype)
         except KeyError as problem:
             raise ModelError(
                 f"model '{self.spec}'", f"{self.folder} lacks the tensor {problem}",

@@ -11,7 +11,19 @@ from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["Network", "Wave"]
+__all__ = ["Network", "Wave", "matmul_dtype"]
+
+
+def matmul_dtype(name: str) -> torch.dtype:
+    """The precision of matrix products for a setting: 'auto', 'float32' or 'bfloat16'.
+
+    'auto' looks at the processor's instructions, not at a stopwatch, so that a run that is
+    continued on the same machine never changes precision.
+    """
+    if name == "auto":
+        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if has else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 class Wave(Protocol):

@@ -24,10 +24,11 @@ from stillhouse.errors import ConfigError, ModelError, nearest
 from stillhouse.models.base import Capabilities, Model, Need, require
 from stillhouse.report import Progress, Silent
 
-__all__ = ["ENGINES", "Engine", "Spec", "open_model", "parse_spec"]
+__all__ = ["ENGINES", "Engine", "Precision", "Spec", "open_model", "parse_spec"]
 
 Engine = Literal["auto", "llamacpp", "local"]
 ENGINES: tuple[Engine, ...] = ("auto", "llamacpp", "local")
+Precision = Literal["auto", "float32", "bfloat16"]
 Kind = Literal["weights", "gguf", "hf", "run", "scripted", "endpoint"]
 _PREFIXES: tuple[Kind, ...] = ("gguf", "hf", "run", "scripted")
 _FORMS = "gguf:PATH, hf:PATH_OR_ID, run:NAME, scripted:NAME or http://HOST:PORT/v1#MODEL"
@@ -89,6 +90,7 @@ def open_model(
     cache: Path | None = None,
     runs: Path = Path("runs"),
     slots: int | None = None,
+    precision: Precision = "float32",
     progress: Progress = Silent(),  # noqa: B008  # holds no state
     **options: Any,
 ) -> Model:
@@ -101,11 +103,12 @@ def open_model(
         cache: folder of weights; `weights.cache_folder()` by default.
         runs: folder of finished runs, for run:NAME.
         slots: requests open at a time, for servers; each has its own default.
+        precision: of the matrix products, where torch computes them.
         progress: told of downloads and de-quantising.
         options: passed on to the engine.
 
     Raises:
-        ConfigError: the spec or engine is unknown.
+        ConfigError: the spec or engine is unknown, or a precision is asked of what is not torch.
         CapabilityError: the model cannot do what is needed.
         ModelError: weights or packages are missing or damaged.
     """
@@ -121,14 +124,21 @@ def open_model(
             folder = _local("dequantise").dequantised_folder(
                 path, cache or weights.cache_folder(), progress
             )
-            model = _local("local").LocalModel(folder, spec=spec, name=_name(parsed), **options)
+            model = _local("local").LocalModel(
+                folder, spec=spec, name=_name(parsed), precision=precision, **options
+            )
         else:
+            _only_float32(parsed, precision)
             from stillhouse.models.llamacpp import LlamaCppModel
 
             more = {} if slots is None else {"slots": slots}
             model = LlamaCppModel(path, spec=spec, name=_name(parsed), **more, **options)
     else:
         _no_engine(parsed, engine)
+        if parsed.kind in {"hf", "run"}:
+            options["precision"] = precision
+        else:
+            _only_float32(parsed, precision)
         model = _open_other(parsed, runs, slots, options)
     try:
         require(model, need)
@@ -172,6 +182,16 @@ def _no_engine(parsed: Spec, engine: Engine) -> None:
             f"model spec '{parsed.text}'", f"engine '{engine}' for it",
             "an engine for GGUF weights only" if runs_on is None else "engine 'auto' or 'local'",
             "Leave the engine at 'auto'",
+        )  # fmt: skip
+
+
+def _only_float32(parsed: Spec, precision: Precision) -> None:
+    """Refuse to set the precision of what does not compute here, or computes its own way."""
+    if precision == "bfloat16":
+        raise ConfigError(
+            f"model spec '{parsed.text}'", f"precision '{precision}' for it",
+            "a precision for weights that torch computes only",
+            "Set engine=local, or leave the precision out",
         )  # fmt: skip
 
 

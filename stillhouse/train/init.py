@@ -1,17 +1,15 @@
 """The student's first weights: cut from its teacher, read from a folder, or made anew.
 
 In: the teacher's network (a decoder with `model.layers`, as transformers writes Llama, Mistral and
-Qwen) and a few real exchanges. Out: a network of fewer layers, and a record of what was measured to
-choose them. Cutting has two steps. *Choice*: by block influence (1 - cosine between a layer's input
-and output), or greedily, removing one layer after the other, each time the one whose absence costs
-the least KL on the exchanges. *Healing*: in one pass, each kept layer's MLP output matrix is
-corrected by ridge regression so that the student's hidden state comes close to what the teacher has
-where the next kept layer begins; no gradient step is made.
+Qwen) and a few real exchanges. Out: a network of fewer layers or narrower MLPs, and a record of
+what was measured to choose them. *Layers* are chosen by block influence (1 - cosine between a
+layer's input and output), or greedily, removing one after the other, each time the one whose
+absence costs the least KL on the exchanges. *Healing* (`heal.py`) then solves each kept layer's MLP
+output matrix anew by ridge regression, so that the student's hidden state comes close to what the
+teacher has where the next kept layer begins, and chooses the *neurons* that stay (`narrow.py`).
 
 Sources: block influence, Men et al. 2024, arXiv 2403.03853 (ShortGPT); greedy removal by measured
-loss, Kim et al. 2024, arXiv 2402.02834 (Shortened LLaMA); least squares after removal, in the
-spirit of Song et al. 2024, arXiv 2402.09025 (SLEB) and of Frantar and Alistarh 2022, arXiv
-2208.11580.
+loss, Kim et al. 2024, arXiv 2402.02834 (Shortened LLaMA).
 """
 
 from __future__ import annotations
@@ -59,10 +57,14 @@ class InitRecord:
     """Per teacher layer, 1 - cosine between its input and output, mean over tokens."""
     removed: list[dict[str, float]] = field(default_factory=list)
     """Greedy choice: each removal with the KL in nats it led to."""
+    intermediate_size: int = 0
+    """Neurons of each MLP."""
     measured_tokens: int = 0
     healed: bool = False
     kl_nats: dict[str, float] = field(default_factory=dict)
-    """KL(teacher || student) on answers of other exchanges, before and after healing."""
+    """KL(teacher || student) on answers of other exchanges: after cutting layers ('cut'), and after
+    healing ('healed') or narrowing and healing ('narrowed').
+    """
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def from_checkpoint(folder: Path | None) -> tuple[Any, InitRecord]:
 def from_scratch(teacher: Any, settings: StudentSettings, seed: int) -> tuple[Any, InitRecord]:
     """(a network like the teacher's with new weights and the sizes in the settings, its record).
 
-    The MLP's width and the heads follow `hidden_size` in the teacher's proportions.
+    Heads, and the MLP's width unless given, follow `hidden_size` in the teacher's proportions.
 
     Raises:
         ConfigError: a width that the teacher's head size does not divide.
@@ -106,7 +108,8 @@ def from_scratch(teacher: Any, settings: StudentSettings, seed: int) -> tuple[An
             f"a multiple of {head * groups} (head size {head} times {groups} heads a group)",
             f"Choose for example {max(1, width // (head * groups)) * head * groups}",
         )  # fmt: skip
-    config.intermediate_size = round(config.intermediate_size * width / config.hidden_size)
+    proportional = round(config.intermediate_size * width / config.hidden_size)
+    config.intermediate_size = settings.intermediate_size or proportional
     config.hidden_size, config.num_attention_heads = width, width // head
     config.num_key_value_heads = config.num_attention_heads // groups
     _set_layers(config, list(range(layers)) if layers <= config.num_hidden_layers else None, layers)
@@ -137,24 +140,53 @@ def prune(
     progress = progress or Silent()
     began = time.monotonic()
     depth = len(layers_of(teacher))
+    width = _width(teacher, settings)
     record = InitRecord(init="prune", teacher_layers=depth, healed=settings.heal)
+    record.intermediate_size = width or teacher.config.intermediate_size
     batches, used = _measured(examples, settings.measure_tokens)
     # judged on exchanges that the healing did not see, where there are any
-    check, _ = _measured(examples[used:] or examples, max(1, settings.measure_tokens // 4))
+    check, _ = _measured(examples[used:] or examples, min(settings.measure_tokens, _CHECK_TOKENS))
     record.measured_tokens = sum(b.answer_tokens for b in batches)
-    count = len(settings.keep) if settings.keep else settings.layers or _two_thirds(depth)
+    count = settings.layers or (depth if width else _two_thirds(depth))
+    count = len(settings.keep) if settings.keep else count
     with torch.no_grad(), precision(dtype):
-        record.kept_layers = _choose(teacher, examples, batches, settings, count, record, progress)
+        record.kept_layers = _choose(teacher, examples, settings, count, record, progress)
         student = _cut(teacher, record.kept_layers)
         wanted = [network_logprobs(teacher, b) for b in check]
-        record.kl_nats["cut"] = mean_kl(student, check, wanted)
+        if len(record.kept_layers) < depth or not settings.heal:
+            record.kl_nats["cut"] = mean_kl(student, check, wanted)
         if settings.heal:
-            heal(teacher, student, record.kept_layers, batches, progress)
-            record.kl_nats["healed"] = mean_kl(student, check, wanted)
+            heal(teacher, student, record.kept_layers, batches, progress, width=width)
+            record.kl_nats["narrowed" if width else "healed"] = mean_kl(student, check, wanted)
     record.seconds = round(time.monotonic() - began, 1)
     steps = " -> ".join(f"{k} {v:.2f}" for k, v in record.kl_nats.items())
-    progress.say(f"kept layers {record.kept_layers} of {depth}; KL in nats: {steps}")
+    kept = "all" if len(record.kept_layers) == depth else str(record.kept_layers)
+    of_each = f", {width} of {teacher.config.intermediate_size} neurons each" if width else ""
+    progress.say(f"kept layers: {kept} of {depth}{of_each}; KL in nats: {steps}")
     return student, record
+
+
+# Enough to tell two cuts apart; whole distributions of so many tokens are 400 MB.
+_CHECK_TOKENS = 2000
+
+
+def _width(teacher: Any, settings: StudentSettings) -> int | None:
+    """Neurons kept of each MLP, or None for all."""
+    width, whole = settings.intermediate_size, getattr(teacher.config, "intermediate_size", 0)
+    if width is None or width == whole:
+        return None
+    if width > whole:
+        raise ConfigError(
+            "student.intermediate_size", str(width), f"at most the teacher's {whole}",
+            "Lower it, or leave it out",
+        )  # fmt: skip
+    if not settings.heal:
+        raise ConfigError(
+            "student.heal", "false, with student.intermediate_size",
+            "true: neurons are chosen by the regression that heals",
+            "Leave one of the two out",
+        )  # fmt: skip
+    return width
 
 
 def _two_thirds(depth: int) -> int:
@@ -180,8 +212,8 @@ def _measured(examples: Sequence[Example], tokens: int) -> tuple[list[Batch], in
 
 
 def _choose(
-    teacher: Any, examples: Sequence[Example], batches: list[Batch], settings: StudentSettings,
-    count: int, record: InitRecord, progress: Progress,
+    teacher: Any, examples: Sequence[Example], settings: StudentSettings, count: int,
+    record: InitRecord, progress: Progress,
 ) -> list[int]:  # fmt: skip
     """The kept layers in order, after measuring; fills the record."""
     depth = len(layers_of(teacher))
@@ -192,7 +224,7 @@ def _choose(
             f"increasing numbers from 0 to {depth - 1}" if keep else f"1 to {depth} layers",
             "Correct the setting",
         )  # fmt: skip
-    record.influence = _influence(teacher, batches[: max(1, len(batches) // 2)])
+    record.influence = _influence(teacher, _measured(examples, _INFLUENCE_TOKENS)[0])
     record.choose = "given" if keep else settings.choose
     if keep:
         return keep
@@ -201,6 +233,10 @@ def _choose(
         weakest = sorted(range(depth), key=lambda i: (record.influence[i], -i))[: depth - count]
         return [i for i in range(depth) if i not in weakest]
     return _greedy(teacher, _small(examples), count, record, progress)
+
+
+# A mean over some 2,000 answer tokens; influence differs by halves between layers that matter.
+_INFLUENCE_TOKENS = 4000
 
 
 def _influence(teacher: Any, batches: Sequence[Batch]) -> list[float]:

@@ -20,6 +20,7 @@ import torch
 
 from stillhouse.config import StudentSettings, TrainSettings, fingerprint
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.models.local_network import matmul_dtype
 from stillhouse.report import Progress
 from stillhouse.train.batches import collate, pieces, split_validation
 from stillhouse.train.checkpoint import write_atomically
@@ -28,7 +29,7 @@ from stillhouse.train.init import from_checkpoint, from_scratch, prune
 from stillhouse.train.layers import precision
 from stillhouse.train.targets import Example, TargetsRecord, check_kind, make_examples
 
-__all__ = ["Prepared", "matmul_dtype", "prepare", "save_folder"]
+__all__ = ["Prepared", "prepare", "save_folder"]
 
 
 @dataclass
@@ -46,18 +47,6 @@ class Prepared:
     dtype: torch.dtype
     teacher_head: torch.Tensor | None = field(default=None, repr=False)
     """(V, D), for targets over the whole vocabulary."""
-
-
-def matmul_dtype(name: str) -> torch.dtype:
-    """The precision of matrix products for a `train.precision` setting.
-
-    'auto' looks at the processor's instructions, not at a stopwatch, so that a run that is
-    continued on the same machine never changes precision.
-    """
-    if name == "auto":
-        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if has else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def prepare(

@@ -471,7 +471,9 @@ def test_the_same_model_at_another_address_goes_on(tmp_path: Path) -> None:
         assert dict(two.asked) == {"b": 1}
 
 
-@pytest.mark.parametrize("changes", [{"top_logprobs": 5}, {"engine": "local"}])
+@pytest.mark.parametrize(
+    "changes", [{"top_logprobs": 5}, {"engine": "local"}, {"precision": "float32"}]
+)
 def test_settings_that_resuming_cannot_see_are_refused(
     tmp_path: Path, server: TeacherServer, changes: dict[str, Any]
 ) -> None:

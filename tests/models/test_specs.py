@@ -108,6 +108,12 @@ def test_an_engine_that_does_not_fit_is_refused(spec: str, engine: str, words: s
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("spec", ["scripted:echo", "http://127.0.0.1:9/v1#some"])
+def test_a_precision_is_refused_where_torch_does_not_compute(spec: str) -> None:
+    with pytest.raises(ConfigError, match="precision 'bfloat16'"):
+        open_model(spec, precision="bfloat16")
+
+
 def test_a_missing_file_or_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no file .*none\.gguf"):
         open_model(f"gguf:{tmp_path}/none.gguf")

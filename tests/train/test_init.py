@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from stillhouse.exchange import Exchange
 from stillhouse.models.local import LocalModel
 from stillhouse.train.init import from_checkpoint, from_scratch, prune
 from stillhouse.train.layers import layers_of
+from stillhouse.train.narrow import keep_neurons
+from stillhouse.train.prepare import save_folder
 from stillhouse.train.targets import Example, make_examples
 
 
@@ -81,6 +84,44 @@ def test_healing_brings_the_student_closer_without_a_gradient_step(
     }
     # before the first gap there is nothing to correct
     assert changed == {f"model.layers.{i}.mlp.down_proj.weight" for i in (1, 2, 3)}
+
+
+def test_narrowing_keeps_the_layers_and_cuts_every_mlp_to_its_width(
+    teacher: LocalModel, examples: list[Example], tmp_path: Path
+):
+    network, record = prune(teacher.network, examples, StudentSettings(intermediate_size=72))
+    assert record.kept_layers == [0, 1, 2, 3, 4, 5]
+    assert record.intermediate_size == network.config.intermediate_size == 72
+    assert {layer.mlp.down_proj.weight.shape[1] for layer in layers_of(network)} == {72}
+    assert list(record.kl_nats) == ["narrowed"]
+    save_folder(network, teacher.tokenizer, tmp_path / "narrow")
+    again, _ = from_checkpoint(tmp_path / "narrow")
+    ids = torch.tensor(examples[0].ids)[None].long()
+    with torch.no_grad():
+        assert torch.equal(again.eval()(ids).logits, network(ids).logits)
+
+
+def test_neurons_are_chosen_better_than_by_the_size_of_their_weights(
+    teacher: LocalModel, examples: list[Example]
+):
+    _, record = prune(teacher.network, examples, StudentSettings(intermediate_size=64))
+    largest = copy.deepcopy(teacher.network)
+    for layer in layers_of(largest):
+        norms = layer.mlp.down_proj.weight.detach().norm(dim=0)
+        keep_neurons(layer.mlp, norms.topk(64).indices.sort().values)
+    ids = [torch.tensor(e.ids)[None].long() for e in examples[-4:]]
+    with torch.no_grad():
+        wanted = [teacher.network(i).logits.log_softmax(-1) for i in ids]
+        given = [largest(i).logits.log_softmax(-1) for i in ids]
+    kls = [float((w.exp() * (w - g)).sum(-1).mean()) for w, g in zip(wanted, given, strict=True)]
+    assert record.kl_nats["narrowed"] < 0.9 * sum(kls) / len(kls)
+
+
+def test_impossible_widths_are_refused(teacher: LocalModel, examples: list[Example]):
+    with pytest.raises(ConfigError, match=r"student\.intermediate_size"):
+        prune(teacher.network, examples, StudentSettings(intermediate_size=10_000))
+    with pytest.raises(ConfigError, match=r"student\.heal"):
+        prune(teacher.network, examples, StudentSettings(intermediate_size=64, heal=False))
 
 
 def _teacher_name(name: str, kept: list[int]) -> str:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from stillhouse.config import StudentSettings, TrainSettings
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.models.local_network import matmul_dtype
 from stillhouse.report import Progress, Silent
 from stillhouse.train.loop import TrainReport, train
-from stillhouse.train.prepare import matmul_dtype
 
 QUICK = TrainSettings(
     epochs=5, batch_tokens=150, learning_rate=2e-3, warmup_steps=2, precision="float32",
