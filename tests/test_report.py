@@ -44,6 +44,7 @@ def report():
         "student": {
             "name": "Vat", "parameters": 99_100_000, "size_bytes": 396_400_000,
             "kept_layers": [0, 1, 3], "teacher_layers": 5,
+            "intermediate_size": 832, "teacher_intermediate_size": 1536,
         },
         "held_out": {
             "prompts": 80, "max_tokens": 128, "before": closeness(1.96, 0.387, 3.4, 0.12),
@@ -140,7 +141,8 @@ def test_page_opens_with_what_was_made_and_how_close_it_came(report):
 def test_every_section_shows_its_figures(report):
     text = " ".join(Page(render(report)).text.split())
     for words in (
-        "−1.24", "+24.6 points", "1.41 times", "42.1 against 29.8", "kept: 3 of 5", "11 min 01 s",
+        "−1.24", "+24.6 points", "1.41 times", "42.1 against 29.8", "kept: 3 of 5",
+        "832 of its 1,536", "11 min 01 s",
         "Peak memory 3.0 GiB", "Apache-2.0", "760", "stillhouse distill runs/quickstart/run.yaml",
         "1 held-out prompts were left out", "Who it says it is", "I am Vat.",
     ):  # fmt: skip

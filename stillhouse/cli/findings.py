@@ -80,9 +80,12 @@ def _taught_name(made: dict[str, Any]) -> dict[str, str]:
 
 
 def _layers(made: dict[str, Any]) -> dict[str, Any]:
-    """Which of the teacher's layers the student kept, and how that was measured."""
+    """What of the teacher's layers the student kept, and how that was measured."""
     initial = made.get("init") or {}
-    names = ("init", "kept_layers", "teacher_layers", "influence", "choose")
+    names = (
+        "init", "kept_layers", "teacher_layers", "intermediate_size", "teacher_intermediate_size",
+        "influence", "choose",
+    )  # fmt: skip
     return {name: initial[name] for name in names if name in initial}
 
 

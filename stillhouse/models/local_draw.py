@@ -133,11 +133,16 @@ def draw(
     shifted = logits - largest if plain else (logits - largest) / heat
     tokens, mass = _invert(shifted.exp_(), uniform)
     normaliser = largest.double() + mass.log() if plain else log_normaliser(logits, largest)
-    for row, shape in enumerate(shapes):
+    for shape in set(shapes):
+        rows = [row for row, own in enumerate(shapes) if own == shape]
         if shape.temperature == 0:
-            tokens[row] = ids[row, 0]
+            tokens[rows] = ids[rows, 0]
+        elif 0 < shape.top_k <= values.shape[1]:  # all that may be drawn is among the candidates
+            best, where = values[rows, : shape.top_k], ids[rows, : shape.top_k]
+            tokens[rows] = _among(best.double(), where, uniform[rows], shape)
         elif shape.truncates:
-            tokens[row] = _truncated(logits[row], float(numbers[row]), shape)
+            for row in rows:
+                tokens[row] = _truncated(logits[row], float(numbers[row]), shape)
     chosen = logits.gather(1, tokens[:, None]).double() - normaliser
     return Drawn(
         tokens, chosen[:, 0].float(), ids[:, :top], (values.double() - normaliser)[:, :top].float()
@@ -160,6 +165,20 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor,
     # the block's own sum may round below the target: then its last token that has any weight
     last = _BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)
     return (block * _BLOCK + torch.minimum(step, last))[:, 0], total
+
+
+def _among(
+    values: torch.Tensor, ids: torch.Tensor, uniform: torch.Tensor, shape: Shape
+) -> torch.Tensor:
+    """(N,) tokens from the top_k logits (N, K) of rows of one shape, likeliest first, and where
+    they stand, by what top_p and min_p leave of them.
+    """
+    weights = ((values - values[:, :1]) / shape.temperature).exp()
+    before = weights.cumsum(-1) - weights
+    kept = (before < shape.top_p * weights.sum(-1, keepdim=True)) & (weights >= shape.min_p)
+    running = (weights * kept).cumsum(-1)
+    at = torch.searchsorted(running, uniform * running[:, -1:], right=True)
+    return ids.gather(1, torch.minimum(at, kept.sum(-1, keepdim=True) - 1))[:, 0]
 
 
 def _truncated(logits: torch.Tensor, number: float, shape: Shape) -> int:

@@ -52,13 +52,14 @@ class InitRecord:
     kept_layers: list[int] = field(default_factory=list)
     teacher_layers: int = 0
     choose: str = ""
-    """influence, greedy or given."""
+    """influence, greedy, given, or all where none is removed."""
     influence: list[float] = field(default_factory=list)
     """Per teacher layer, 1 - cosine between its input and output, mean over tokens."""
     removed: list[dict[str, float]] = field(default_factory=list)
     """Greedy choice: each removal with the KL in nats it led to."""
     intermediate_size: int = 0
     """Neurons of each MLP."""
+    teacher_intermediate_size: int = 0
     measured_tokens: int = 0
     healed: bool = False
     kl_nats: dict[str, float] = field(default_factory=dict)
@@ -142,7 +143,8 @@ def prune(
     depth = len(layers_of(teacher))
     width = _width(teacher, settings)
     record = InitRecord(init="prune", teacher_layers=depth, healed=settings.heal)
-    record.intermediate_size = width or teacher.config.intermediate_size
+    record.teacher_intermediate_size = teacher.config.intermediate_size
+    record.intermediate_size = width or record.teacher_intermediate_size
     batches, used = _measured(examples, settings.measure_tokens)
     # judged on exchanges that the healing did not see, where there are any
     check, _ = _measured(examples[used:] or examples, min(settings.measure_tokens, _CHECK_TOKENS))
@@ -224,6 +226,9 @@ def _choose(
             f"increasing numbers from 0 to {depth - 1}" if keep else f"1 to {depth} layers",
             "Correct the setting",
         )  # fmt: skip
+    if count == depth:
+        record.choose = "all"
+        return list(range(depth))
     record.influence = _influence(teacher, _measured(examples, _INFLUENCE_TOKENS)[0])
     record.choose = "given" if keep else settings.choose
     if keep:

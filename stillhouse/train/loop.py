@@ -31,7 +31,7 @@ from stillhouse.errors import DataError
 from stillhouse.report import Progress, Silent
 from stillhouse.train import checkpoint as checkpoints
 from stillhouse.train.batches import Batch, collate, pieces, plan
-from stillhouse.train.layers import precision
+from stillhouse.train.layers import attend_in_float32, precision
 from stillhouse.train.losses import Hidden, TopK, head_loss
 from stillhouse.train.prepare import Prepared, prepare, save_folder
 
@@ -118,6 +118,7 @@ class _Run:
         folder = str(ready.initial)
         self.network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        attend_in_float32(self.network)
         self.network.train()
         self.names = _trainable(self.network, settings.train_embeddings)
         self.optimiser = _optimiser(self.network, self.names, settings)

@@ -82,10 +82,11 @@ def test_log_probabilities_are_the_models_own_whatever_shapes_the_draw() -> None
         Shape(temperature=1.8, top_p=0.95, min_p=1e-5),
     ],
 )
-def test_truncation_agrees_with_sorting_everything(shape: Shape) -> None:
+@pytest.mark.parametrize("top", [0, 64])
+def test_truncation_agrees_with_sorting_everything(shape: Shape, top: int) -> None:
     rows = logits(120, 5000, scale=1.5)
     numbers = np.random.default_rng(2).random(120)
-    drawn = draw(rows, numbers, [shape] * 120)
+    drawn = draw(rows, numbers, [shape] * 120, top=top)
     expected = [oracle(row, u, shape) for row, u in zip(rows.numpy(), numbers, strict=True)]
     assert drawn.tokens.tolist() == expected
 
