@@ -109,8 +109,8 @@ class StudentSettings(Settings):
     init: Literal["prune", "checkpoint", "scratch"] = "prune"
     """Cut from the teacher's layers, read from a local checkpoint, or made anew."""
     layers: Count | None = None
-    """Layers kept when pruning, or made from scratch; None keeps two thirds, or all where only MLPs
-    are to be narrower."""
+    """Layers kept when pruning, or made from scratch. Where neither layers nor MLPs are given,
+    pruning keeps all layers and narrows the MLPs to 0.54, and from scratch two thirds are made."""
     choose: Literal["influence", "greedy"] = "influence"
     """How the kept layers are chosen, both measured on real exchanges: by block influence, or by
     removing one after the other whichever costs the least KL."""
@@ -122,7 +122,7 @@ class StudentSettings(Settings):
     """Width, for init 'scratch'."""
     intermediate_size: Count | None = None
     """Neurons of each layer's MLP: when pruning, those kept that least squares can least do
-    without. None keeps all, or the teacher's proportions from scratch."""
+    without. None keeps all where layers are given, or the teacher's proportions from scratch."""
     heal: bool = True
     """After cutting, correct each kept layer by least squares towards the teacher's hidden states;
     a minute of work, no gradient steps."""
@@ -144,7 +144,7 @@ class TrainSettings(Settings):
     top_k: Count | None = None
     """Alternatives used of each token; None uses all that are stored (64 where the teacher
     scores)."""
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak of the schedule: a few steps of warm-up, then linear to zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     """Steps in which the learning rate rises from zero."""
@@ -165,7 +165,7 @@ class TrainSettings(Settings):
     has instructions for it, which is twice as fast there and half as fast elsewhere."""
     train_embeddings: bool = False
     """Train the token embeddings, too, which the head shares; costs time and memory."""
-    identity_share: Share = 0.05
+    identity_share: Share = 0.15
     """Rows about who the student is, as a share of the exchanges."""
     validation_exchanges: Annotated[int, Field(ge=0)] = 8
     """Exchanges kept apart from training for the curve of agreement over time."""

@@ -86,7 +86,7 @@ def _layers(made: dict[str, Any]) -> dict[str, Any]:
         "init", "kept_layers", "teacher_layers", "intermediate_size", "teacher_intermediate_size",
         "influence", "choose",
     )  # fmt: skip
-    return {name: initial[name] for name in names if name in initial}
+    return {name: initial[name] for name in names if initial.get(name)}
 
 
 def _terms(stages: dict[str, Any]) -> dict[str, Any] | None:

@@ -102,7 +102,7 @@ def run_stages(
         run = Run(recipe)
         if again:
             run.drop(again)
-        _refuse_changed(run, stages)
+        _refuse_changed(run)
         write_run(run.folder / "run.yaml", recipe, _input_hashes(recipe))
         result: dict[str, Any] = {}
         with _clock(run):
@@ -267,7 +267,7 @@ def _input_hashes(recipe: Recipe) -> dict[str, str]:
     return {path.name: file_hash(path) for path in files}
 
 
-def _refuse_changed(run: Run, stages: tuple[str, ...]) -> None:
+def _refuse_changed(run: Run) -> None:
     """Refuse to redo finished work because a setting changed: that is for the user to say."""
     import yaml
 
@@ -276,7 +276,7 @@ def _refuse_changed(run: Run, stages: tuple[str, ...]) -> None:
         return
     old = yaml.safe_load(written.read_text())
     new = run.recipe.model_dump(mode="json", exclude={"recorded"})
-    for stage in stages:
+    for stage in STAGES:  # those that are not asked for now, too: the report speaks of all
         if not run.record["stages"].get(stage, {}).get("done"):
             continue
         parts = {"train": ("train", "student")}.get(stage, (stage,))

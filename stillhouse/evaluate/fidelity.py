@@ -94,9 +94,10 @@ def evaluate(
         work.open(opened, "student", f"hf:{student}")
         if before is not None:
             work.open(opened, "before", f"hf:{before}")
-        answers = work.answers("teacher", held_out)
-        samples = work.samples(held_out, answers)
-        identity = work.identity(student_name) if student_name else None
+        with work.drawing:
+            answers = work.answers("teacher", held_out)
+            samples = work.samples(held_out, answers)
+            identity = work.identity(student_name) if student_name else None
         return {
             "teacher": work.described("teacher"),
             "student": {"name": student_name} | work.described("student"),
@@ -141,6 +142,8 @@ class _Evaluation:
     def __init__(self, settings: EvaluateSettings, folder: Path, progress: Progress) -> None:
         self.settings, self.folder, self.progress = settings, folder, progress
         self.models: dict[str, Model] = {}
+        self.drawers: dict[str, Model] = {}
+        self.drawing = ExitStack()
         self.marks: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.inside = False
@@ -152,6 +155,19 @@ class _Evaluation:
         folder = getattr(model, "folder", None)
         self.marks[role] = weights_hash(folder) if folder is not None else f"spec:{spec}"
         self.terms = check(spec) if role == "teacher" else self.terms
+
+    def drawer(self, role: str) -> Model:
+        """The model of a role to draw answers with, open until `drawing` is closed: in the fast
+        precision of this processor, where torch computes it. Figures are computed in float32.
+        """
+        model = self.models[role]
+        if getattr(model, "folder", None) is None:
+            return model
+        if role not in self.drawers:
+            self.drawers[role] = self.drawing.enter_context(
+                open_model(model.spec, need=_NEED, precision="auto", progress=self.progress)
+            )
+        return self.drawers[role]
 
     def described(self, role: str) -> dict[str, Any]:
         """Spec, name, size and hash of a model."""
@@ -182,7 +198,7 @@ class _Evaluation:
             "before": "drawing the untrained student's answers",
         }[role]
         found, _ = draw(
-            self.models[role], requests, self.store(role, "answers"), self.progress, stage,
+            self.drawer(role), requests, self.store(role, "answers"), self.progress, stage,
             top_logprobs=1,
         )  # fmt: skip
         return found
@@ -216,7 +232,7 @@ class _Evaluation:
         requests = identity_requests(self.settings)
         said = {
             role: draw(
-                self.models[role], requests, self.store(role, "identity"), self.progress,
+                self.drawer(role), requests, self.store(role, "identity"), self.progress,
                 f"asking the {role} who it is",
             )[0]
             for role in ("student", "teacher")

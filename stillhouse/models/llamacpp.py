@@ -174,7 +174,8 @@ class LlamaCppModel:
         body: dict[str, Any] = {
             "messages": chat_messages(request, where),
             **_sampler_settings(sampling, self._context, where),
-            "cache_prompt": False,  # what was computed in another batch was rounded otherwise
+            # what was computed in another batch was rounded otherwise: a seed is to repeat
+            "cache_prompt": sampling.seed is None,
             "verbose": True,  # adds the token ids, the rendered prompt and the text as decoded
             "return_tokens": True,
         }

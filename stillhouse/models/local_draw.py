@@ -124,7 +124,8 @@ def draw(
 
     Equal logits keep the order in which `topk` finds them.
     """
-    values, ids = most_likely(logits, max(top, 1))
+    cuts = [s.top_k for s in shapes if s.temperature > 0 and s.top_k <= _NUCLEUS]
+    values, ids = most_likely(logits, min(max(top, 1, *cuts), logits.shape[1]))
     largest = values[:, :1]
     uniform = torch.from_numpy(np.asarray(numbers, np.float64))[:, None]
     temperatures = torch.tensor([shape.temperature for shape in shapes])[:, None]
@@ -176,6 +177,7 @@ def _among(
     weights = ((values - values[:, :1]) / shape.temperature).exp()
     before = weights.cumsum(-1) - weights
     kept = (before < shape.top_p * weights.sum(-1, keepdim=True)) & (weights >= shape.min_p)
+    kept[:, 0] = True  # top_p 0 leaves the likeliest
     running = (weights * kept).cumsum(-1)
     at = torch.searchsorted(running, uniform * running[:, -1:], right=True)
     return ids.gather(1, torch.minimum(at, kept.sum(-1, keepdim=True) - 1))[:, 0]
@@ -192,6 +194,7 @@ def _truncated(logits: torch.Tensor, number: float, shape: Shape) -> int:
         mass = float(weights.sum()) if shape.top_k else total  # of what top_k left
         before = weights.cumsum(0) - weights
         kept = (before < shape.top_p * mass) & (weights >= shape.min_p * weights[0])
+        kept[0] = True  # top_p 0 leaves the likeliest
         if shape.top_k or reach == width or not bool(kept[-1]):
             break  # everything that may be kept has been seen
     weights = weights * kept

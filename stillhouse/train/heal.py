@@ -116,11 +116,21 @@ def _normal_equations(
     with torch.autocast("cpu", enabled=False):
         for x, out, want, chosen in zip(inputs, outputs, wanted, rows, strict=True):
             x, missing = x.flatten(0, 1)[chosen].float(), (want - out).flatten(0, 1)[chosen].float()
-            gram += x.T @ x
+            gram += _gram(x)
             cross += x.T @ missing
     ridge = _RIDGE_TOKENS / sum(int(chosen.sum()) for chosen in rows)
     gram.diagonal().add_(ridge * float(gram.diagonal().mean()))
     return gram, cross
+
+
+def _gram(x: Tensor) -> Tensor:
+    """x.T @ x (M, M) in three of its four blocks: the fourth is the second, mirrored."""
+    half = x.shape[1] // 2
+    left, right = x[:, :half], x[:, half:]
+    corner = left.T @ right
+    return torch.cat(
+        [torch.cat([left.T @ left, corner], 1), torch.cat([corner.T, right.T @ right], 1)]
+    )
 
 
 def _solved(gram: Tensor, cross: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import ctypes
 import gc
 import json
 import math
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -298,7 +297,7 @@ class _Run:
         checkpoints.write_atomically(
             self.out / "train.json", lambda partial: partial.write_text(text, encoding="utf-8")
         )
-        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.unlink(missing_ok=True)
         return report
 
 

@@ -127,7 +127,7 @@ def test_a_changed_setting_of_a_finished_stage_is_refused(
 ) -> None:
     assert main(["distill", str(workshop / "recipe.yaml"), "train.learning_rate=0.01"]) == 2
     words = capsys.readouterr().err
-    assert "train.learning_rate: 0.0004 -> 0.01" in words
+    assert "train.learning_rate: 0.0002 -> 0.01" in words
     assert "--again train" in words
 
 

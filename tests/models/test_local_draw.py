@@ -26,6 +26,7 @@ def oracle(row: np.ndarray, number: float, shape: Shape) -> int:
     probabilities = weights / weights.sum()
     before = np.cumsum(probabilities) - probabilities
     kept = (before < shape.top_p) & (probabilities >= shape.min_p * probabilities[0])
+    kept[0] = True
     probabilities = np.where(kept, probabilities, 0)
     running = np.cumsum(probabilities / probabilities.sum())
     return int(order[min(np.searchsorted(running, number, side="right"), kept.sum() - 1)])
@@ -76,13 +77,15 @@ def test_log_probabilities_are_the_models_own_whatever_shapes_the_draw() -> None
         Shape(top_p=0.9),
         Shape(top_p=0.999),  # a nucleus of more than the first 1,024
         Shape(top_p=1e-9),
+        Shape(top_p=0.0),
+        Shape(top_k=7, top_p=0.0),
         Shape(min_p=0.05),
         Shape(min_p=1.0),
         Shape(temperature=0.7, top_k=40, top_p=0.8, min_p=0.02),
         Shape(temperature=1.8, top_p=0.95, min_p=1e-5),
     ],
 )
-@pytest.mark.parametrize("top", [0, 64])
+@pytest.mark.parametrize("top", [0, 1, 64])
 def test_truncation_agrees_with_sorting_everything(shape: Shape, top: int) -> None:
     rows = logits(120, 5000, scale=1.5)
     numbers = np.random.default_rng(2).random(120)
@@ -112,7 +115,8 @@ def test_numbers_at_both_ends_give_tokens_that_have_mass() -> None:
     low, high = 0.0, float(np.nextafter(1.0, 0.0))
     assert draw(row, np.array([low]), [Shape()]).tokens.tolist() == [130]
     assert draw(row, np.array([high]), [Shape()]).tokens.tolist() == [4711]
-    assert draw(row, np.array([high]), [Shape(top_k=3)]).tokens.tolist() == [4711]
+    (token,) = draw(row, np.array([high]), [Shape(top_k=3)]).tokens.tolist()
+    assert token in (130, 4711)  # equally likely: in which order top_k finds them is not promised
 
 
 def test_a_seeded_request_has_its_own_repeatable_numbers() -> None:

@@ -65,12 +65,12 @@ def test_training_brings_the_loss_down_and_writes_what_it_did(finished: Path):
     assert [p["seconds"] for p in curve] == sorted(p["seconds"] for p in curve)
     about = record["record"]
     assert about["identity"]["answer"].startswith("I am Tiny, distilled from ")
-    assert about["identity"]["rows"] == 2
+    assert about["identity"]["rows"] == 6
     assert list(about["targets"]["engines"].values()) == [40]
     assert about["init"]["kept_layers"] == [0, 3]
     assert about["init"]["kl_nats"]["healed"] < about["init"]["kl_nats"]["cut"]
     assert about["precision"] == "float32"
-    assert not (finished / "checkpoint").exists()
+    assert not (finished / "checkpoint" / "state.safetensors").exists()
 
 
 def test_the_student_is_a_plain_hugging_face_folder(finished: Path):

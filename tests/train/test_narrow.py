@@ -46,12 +46,16 @@ def test_many_removals_are_better_than_dropping_the_smallest() -> None:
     assert error(gram, cross, kept) < error(gram, cross, smallest)
 
 
-def test_a_neuron_that_repeats_another_goes_first() -> None:
-    gram, cross = problem(8, 3, 2)
-    twice = torch.cat([torch.eye(8), torch.eye(8)[3:4]])  # the ninth neuron is the fourth again
-    gram, cross = twice @ gram @ twice.T + 1e-3 * torch.eye(9), twice @ cross
-    kept = neurons_worth_keeping(gram, cross, 8).tolist()
-    assert (3 in kept) != (8 in kept)
+@pytest.mark.parametrize("neurons", [8, 190])
+def test_of_two_neurons_that_are_one_only_one_goes(neurons: int) -> None:
+    """Also within one round of many removals, where each looks free because of the other."""
+    gram, cross = problem(neurons, 3, 2)
+    twice = torch.cat([torch.eye(neurons), torch.eye(neurons)[:2]]).double()
+    gram = twice @ gram.double() @ twice.T + 1e-6 * torch.eye(neurons + 2)
+    cross = twice @ cross.double()
+    kept = neurons_worth_keeping(gram, cross, neurons).tolist()
+    assert (0 in kept) != (neurons in kept)
+    assert (1 in kept) != (neurons + 1 in kept)
 
 
 def test_a_cut_mlp_computes_what_the_kept_neurons_did() -> None:
