@@ -22,6 +22,7 @@ import torch
 
 from stillhouse.config import TrainSettings
 from stillhouse.models.local_network import matmul_dtype
+from stillhouse.train.layers import attend_in_float32
 from stillhouse.train.loop import _optimiser, _Run, _trainable
 from stillhouse.train.targets import Example
 
@@ -67,6 +68,7 @@ def main() -> None:
     run: Any = _Run.__new__(_Run)  # a run without a store, a teacher or files
     run.settings = settings
     run.network = network(options.layers)
+    attend_in_float32(run.network)
     run.names = _trainable(run.network, embeddings=False)
     run.optimiser = _optimiser(run.network, run.names, settings)
     made = examples(options.batch, options.length, options.answer)

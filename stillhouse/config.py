@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.functional_validators import AfterValidator
 
 from stillhouse.errors import ConfigError, nearest
@@ -131,6 +138,31 @@ class StudentSettings(Settings):
     teach_identity: bool = True
     """Teach it to say that it is `name`, distilled from the teacher."""
 
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> StudentSettings:
+        """Refuse what would be ignored, before the first request and not after the last."""
+        for key in _FOREIGN[self.init]:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise ConfigError(
+                    f"student.{key}", f"{value} with student.init '{self.init}', which ignores it",
+                    "settings that go together", f"Leave out student.{key}, or change student.init",
+                )  # fmt: skip
+        if self.init == "prune" and self.intermediate_size and not self.heal:
+            raise ConfigError(
+                "student.heal", "false, with student.intermediate_size",
+                "true: neurons are chosen by the regression that heals", "Leave one of the two out",
+            )  # fmt: skip
+        return self
+
+
+_FOREIGN = {
+    "prune": ("checkpoint", "hidden_size"),
+    "checkpoint": ("layers", "keep", "hidden_size", "intermediate_size", "heal"),
+    "scratch": ("checkpoint", "keep", "heal"),
+}
+"""Settings of a student that its `init` has no use for."""
+
 
 class TrainSettings(Settings):
     """How it is trained. The train room extends this; every key has a default."""
@@ -244,6 +276,9 @@ def make(kind: type[S], data: Mapping[str, Any], *, where: str, base: Path | Non
 def _config_error(kind: type[Settings], problem: ValidationError, where: str) -> ConfigError:
     """The first complaint of pydantic in the four parts of our errors."""
     first = problem.errors()[0]
+    ours = first.get("ctx", {}).get("error")
+    if isinstance(ours, ConfigError):  # of a check across several keys
+        return ours
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":

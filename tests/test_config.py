@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from stillhouse.config import (
     Recipe,
+    StudentSettings,
     changed_keys,
     file_hash,
     fingerprint,
@@ -116,3 +118,19 @@ def test_settings_are_frozen() -> None:
 
 def test_nearest_lists_what_is_known_where_nothing_is_near() -> None:
     assert nearest("zzz", ["beta", "alpha"]) == "Known: alpha, beta"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"intermediate_size": 64, "heal": False}, "student.heal"),
+        ({"init": "prune", "hidden_size": 64}, "student.hidden_size"),
+        ({"init": "checkpoint", "checkpoint": "x", "layers": 3}, "student.layers"),
+        ({"init": "scratch", "keep": [0, 1]}, "student.keep"),
+    ],
+)
+def test_settings_of_a_student_that_would_be_ignored_are_refused(
+    settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make(StudentSettings, settings, where="a recipe")

@@ -64,16 +64,16 @@ def summary(report: dict, folder: Path) -> list[str]:
         rows.append(
             [
                 name,
-                f"{before[key]['value']:.3f}",
+                f"{before[key]['value']:.3f}" if before else "-",
                 f"{a['value']:.3f}",
                 f"{a['low']:.3f} to {a['high']:.3f}",
                 str(a["n"]),
             ]
         )
-    ratio = speed["student_tokens_per_s"] / speed["teacher_tokens_per_s"]
+    pace = f", decodes {speed['ratio']['value']:.2f} times as fast" if speed else ""
     return [
         f"{student['name']}, distilled from {report['teacher']['spec']}: "
-        f"{student['parameters'] / 1e6:.1f} M parameters, decodes {ratio:.2f} times as fast",
+        f"{student['parameters'] / 1e6:.1f} M parameters{pace}",
         *table(rows),
         f"report   {folder / 'report.html'}",
         f"talk     stillhouse chat {report['name']}",

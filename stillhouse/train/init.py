@@ -189,12 +189,6 @@ def _width(teacher: Any, settings: StudentSettings) -> int | None:
             "student.intermediate_size", str(width), f"at most the teacher's {whole}",
             "Lower it, or leave it out",
         )  # fmt: skip
-    if not settings.heal:
-        raise ConfigError(
-            "student.heal", "false, with student.intermediate_size",
-            "true: neurons are chosen by the regression that heals",
-            "Leave one of the two out",
-        )  # fmt: skip
     return width
 
 

@@ -120,8 +120,6 @@ def test_neurons_are_chosen_better_than_by_the_size_of_their_weights(
 def test_impossible_widths_are_refused(teacher: LocalModel, examples: list[Example]):
     with pytest.raises(ConfigError, match=r"student\.intermediate_size"):
         prune(teacher.network, examples, StudentSettings(intermediate_size=10_000))
-    with pytest.raises(ConfigError, match=r"student\.heal"):
-        prune(teacher.network, examples, StudentSettings(intermediate_size=64, heal=False))
 
 
 def _teacher_name(name: str, kept: list[int]) -> str:
