@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
-from pydantic.functional_validators import AfterValidator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic.functional_validators import AfterValidator, model_validator
 
 from stillhouse.errors import ConfigError, nearest
 
@@ -49,12 +42,8 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown keys, field docstrings are the help texts."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=True,
-        defer_build=True,  # a validator is built when first needed: `--help` needs none
-    )
+    # A validator is built when first needed: `--help` needs none.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
 
 def _from_base(path: Path, info: ValidationInfo) -> Path:
@@ -284,20 +273,16 @@ def _config_error(kind: type[Settings], problem: ValidationError, where: str) ->
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, path[:-1])
         return ConfigError(
-            f"{where}, key '{key}'",
-            "no such setting",
-            f"one of: {', '.join(known)}",
+            f"{where}, key '{key}'", "no such setting", f"one of: {', '.join(known)}",
             nearest(path[-1], known),
-        )
+        )  # fmt: skip
     if first["type"] == "missing":
         return ConfigError(where, f"no '{key}'", f"the setting '{key}'", f"Add '{key}: ...'")
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(
-        f"{where}, key '{key}'",
-        repr(first["input"]),
-        message[0].lower() + message[1:],
+        f"{where}, key '{key}'", repr(first["input"]), message[0].lower() + message[1:],
         f"Correct the value of '{key}'",
-    )
+    )  # fmt: skip
 
 
 def _known_keys(kind: type[Settings], path: list[str]) -> list[str]:
@@ -351,20 +336,16 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(
-            f"override '{override}'",
-            "no 'key=value'",
-            "for example train.epochs=3",
+            f"override '{override}'", "no 'key=value'", "for example train.epochs=3",
             "Write the setting's dotted name, '=' and its value",
-        )
+        )  # fmt: skip
     for part in parts[:-1]:
         inner = data.setdefault(part, {})
         if not isinstance(inner, dict):
             raise ConfigError(
-                f"override '{override}'",
-                f"'{part}' has no settings inside",
-                "a dotted key",
+                f"override '{override}'", f"'{part}' has no settings inside", "a dotted key",
                 f"Known: {', '.join(Recipe.model_fields)}",
-            )
+            )  # fmt: skip
         data = inner
     value = yaml.safe_load(text) if text.strip() else None
     data[parts[-1]] = [value] if parts[-1] == "prompts" and isinstance(value, str) else value

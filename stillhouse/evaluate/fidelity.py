@@ -80,12 +80,7 @@ def evaluate(
         CapabilityError: the teacher cannot give whole distributions.
     """
     progress = progress or Silent()
-    for folder in (student, before):
-        if folder is not None and not (folder / "config.json").is_file():
-            raise DataError(
-                str(folder), "no model there", "the folder of a trained student",
-                "Train it first: stillhouse train RECIPE.yaml",
-            )  # fmt: skip
+    _check_folders(student, before)
     with ExitStack() as opened:
         held_out = held_out_prompts(settings, store)
         _say(held_out, progress)
@@ -108,6 +103,15 @@ def evaluate(
             "speed": work.speed(), "identity": identity, "samples": samples,
             "seeds": {"evaluate": settings.seed}, "seconds": work.seconds,
         }  # fmt: skip
+
+
+def _check_folders(*folders: Path | None) -> None:
+    for folder in folders:
+        if folder is not None and not (folder / "config.json").is_file():
+            raise DataError(
+                str(folder), "no model there", "the folder of a trained student",
+                "Train it first: stillhouse train RECIPE.yaml",
+            )  # fmt: skip
 
 
 def _say(held_out: HeldOut, progress: Progress) -> None:

@@ -112,10 +112,7 @@ def open_model(
         CapabilityError: the model cannot do what is needed.
         ModelError: weights or packages are missing or damaged.
     """
-    if engine not in ENGINES:
-        raise ConfigError(
-            "engine", f"'{engine}'", f"one of {', '.join(ENGINES)}", nearest(engine, ENGINES)
-        )
+    _check_engine(engine)
     parsed = parse_spec(spec)
     if parsed.kind in {"weights", "gguf"}:
         path = _gguf(parsed, cache, progress)
@@ -135,17 +132,20 @@ def open_model(
             model = LlamaCppModel(path, spec=spec, name=_name(parsed), **more, **options)
     else:
         _no_engine(parsed, engine)
-        if parsed.kind in {"hf", "run"}:
-            options["precision"] = precision
-        else:
-            _only_float32(parsed, precision)
-        model = _open_other(parsed, runs, slots, options)
+        model = _open_other(parsed, runs, slots, precision, options)
     try:
         require(model, need)
     except ModelError:
         model.close()
         raise
     return model
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ENGINES:
+        raise ConfigError(
+            "engine", f"'{engine}'", f"one of {', '.join(ENGINES)}", nearest(engine, ENGINES)
+        )
 
 
 def _choose(need: Need) -> Engine:
@@ -195,8 +195,14 @@ def _only_float32(parsed: Spec, precision: Precision) -> None:
         )  # fmt: skip
 
 
-def _open_other(parsed: Spec, runs: Path, slots: int | None, options: dict[str, Any]) -> Model:
+def _open_other(
+    parsed: Spec, runs: Path, slots: int | None, precision: Precision, options: dict[str, Any]
+) -> Model:
     """A model of a kind that has one engine only."""
+    if parsed.kind in {"hf", "run"}:
+        options["precision"] = precision
+    else:
+        _only_float32(parsed, precision)
     if parsed.kind == "scripted":
         from stillhouse.models.scripted import ScriptedModel
 
