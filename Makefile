@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 weights: install ## the teacher's weights, into the cache folder
 	$(BIN)/stillhouse models pull smollm2-135m
 
-distill: weights ## the main job: a student from a teacher, in about 18 minutes on two cores
+distill: weights ## the main job: a student from a teacher, in about 12 minutes on two cores
 	$(BIN)/stillhouse distill examples/quickstart.yaml
 
 test: install weights ## the default test suite
