@@ -22,8 +22,8 @@ import torch
 
 from stillhouse.config import TrainSettings
 from stillhouse.models.local_network import matmul_dtype
-from stillhouse.train.layers import attend_in_float32
 from stillhouse.train.loop import _optimiser, _Run, _trainable
+from stillhouse.train.packed import read_packed
 from stillhouse.train.targets import Example
 
 
@@ -39,13 +39,16 @@ def network(layers: int) -> Any:
     return LlamaForCausalLM(config).float().train()
 
 
-def examples(batch: int, length: int, answer: int) -> list[Example]:
-    """Random exchanges with 64 alternatives a token."""
+def examples(batch: int, length: int, answer: int, common: int) -> list[Example]:
+    """Random exchanges with 64 alternatives a token, that begin with the same tokens."""
     rng = np.random.default_rng(0)
+    template = rng.integers(3, 49152, common)
     top = np.log(np.full((answer, 64), 0.95 / 64, np.float32))
     return [
         Example(
-            str(number), rng.integers(3, 49152, length).astype(np.int32), length - answer,
+            str(number),
+            np.append(template, rng.integers(3, 49152, length - common)).astype(np.int32),
+            length - answer,
             rng.permuted(np.tile(np.arange(49152, dtype=np.int32), (answer, 1)), axis=1)[:, :64],
             top,
         )
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=180)
     parser.add_argument("--answer", type=int, default=125)
+    parser.add_argument("--common", type=int, default=24)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--piece", type=int, default=TrainSettings().piece_tokens)
@@ -68,10 +72,10 @@ def main() -> None:
     run: Any = _Run.__new__(_Run)  # a run without a store, a teacher or files
     run.settings = settings
     run.network = network(options.layers)
-    attend_in_float32(run.network)
+    read_packed(run.network)
     run.names = _trainable(run.network, embeddings=False)
     run.optimiser = _optimiser(run.network, run.names, settings)
-    made = examples(options.batch, options.length, options.answer)
+    made = examples(options.batch, options.length, options.answer, options.common)
     run.ready = SimpleNamespace(
         examples=made, dtype=matmul_dtype(settings.precision), teacher_head=None
     )

@@ -8,10 +8,8 @@ since they never import one another.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import fcntl
-import gc
 import json
 import os
 import resource
@@ -25,6 +23,7 @@ from typing import Any
 
 from stillhouse.config import Recipe, changed_keys, file_hash, fingerprint, write_run
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.memory import give_back_memory
 from stillhouse.prompts import prompt_files
 from stillhouse.report import Progress
 
@@ -134,18 +133,7 @@ def _run_stage(run: Run, stage: str, progress: Progress) -> dict[str, Any]:
         return result
     finally:  # a stage that is interrupted has still taken its time
         run.note(stage, seconds=before + time.monotonic() - began)
-        _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """Return what a stage has freed to the system: glibc keeps freed blocks for itself, and the
-    next stage's models would come on top of them.
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+        give_back_memory()
 
 
 def _collect(run: Run, progress: Progress) -> dict[str, Any]:

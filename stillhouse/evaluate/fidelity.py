@@ -33,6 +33,7 @@ from stillhouse.evaluate.speed import compare_speed
 from stillhouse.exchange import Exchange
 from stillhouse.models import open_model
 from stillhouse.models.base import Model, Need, Scored
+from stillhouse.models.local_network import matmul_dtype
 from stillhouse.report import Progress, Silent
 from stillhouse.terms import check
 
@@ -165,7 +166,8 @@ class _Evaluation:
         precision of this processor, where torch computes it. Figures are computed in float32.
         """
         model = self.models[role]
-        if getattr(model, "folder", None) is None:
+        fast = matmul_dtype("auto")
+        if getattr(model, "folder", None) is None or fast == matmul_dtype("float32"):
             return model
         if role not in self.drawers:
             self.drawers[role] = self.drawing.enter_context(

@@ -24,6 +24,7 @@ from stillhouse.text import NEAR, near_duplicates
 __all__ = [
     "HeldOut",
     "Pair",
+    "at_temperature_1",
     "draw",
     "held_out_prompts",
     "question",
@@ -132,18 +133,26 @@ def requests_for(
         Request(
             prompt=prompt.messages,
             tools=prompt.tools,
-            sampling=Sampling(
-                temperature=1.0, top_p=settings.top_p, top_k=settings.top_k,
-                min_p=settings.min_p, frequency_penalty=0.0,
-                presence_penalty=0.0, repeat_penalty=1.0, max_tokens=settings.max_tokens,
-                seed=_seed(settings.seed, prompt.id, sample), sample_index=sample,
+            sampling=at_temperature_1(
+                settings, settings.max_tokens, _seed(settings.seed, prompt.id, sample), sample
             ),
             labels={**prompt.labels, "prompt_id": prompt.id},
             terms=terms,
         )
         for prompt in prompts
         for sample in range(samples)
-    ]  # fmt: skip
+    ]
+
+
+def at_temperature_1(
+    settings: EvaluateSettings, max_tokens: int, seed: int, sample: int
+) -> Sampling:
+    """Cut as the settings say, every setting explicit."""
+    return Sampling(
+        temperature=1.0, top_p=settings.top_p, top_k=settings.top_k, min_p=settings.min_p,
+        frequency_penalty=0.0, presence_penalty=0.0, repeat_penalty=1.0,
+        max_tokens=max_tokens, seed=seed, sample_index=sample,
+    )  # fmt: skip
 
 
 def sampling_words(settings: EvaluateSettings) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from stillhouse.config import EvaluateSettings
-from stillhouse.exchange import Exchange, Request, Sampling, Terms, message
+from stillhouse.evaluate.held_out import at_temperature_1
+from stillhouse.exchange import Exchange, Request, Terms, message
 from stillhouse.stats import clustered_share
 
 __all__ = [
@@ -77,18 +78,15 @@ def identity_requests(settings: EvaluateSettings, terms: Terms | None = None) ->
     return [
         Request(
             prompt=(message("user", text),),
-            sampling=Sampling(
-                temperature=1.0, top_p=settings.top_p, top_k=settings.top_k,
-                min_p=settings.min_p, frequency_penalty=0.0,
-                presence_penalty=0.0, repeat_penalty=1.0, max_tokens=MAX_TOKENS,
-                seed=(seed * 100_003 + 101 * index + sample) % 2**31, sample_index=sample,
+            sampling=at_temperature_1(
+                settings, MAX_TOKENS, (seed * 100_003 + 101 * index + sample) % 2**31, sample
             ),
             labels={"group": group},
             terms=terms,
         )
         for index, (group, text) in enumerate(questions)
         for sample in range(samples)
-    ]  # fmt: skip
+    ]
 
 
 # A name shorter than this, or one of these words, would be found in answers that name nobody.

@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
+from stillhouse.models.local_network import common_prefix
+
 __all__ = ["LlamaWave", "PackedLlama", "fits"]
 
 _HEAD_ROWS = 256  # rows of logits at a time when scoring: 50 MB of float32 at 49,152 words
@@ -48,7 +50,7 @@ class LlamaWave:
         """Room for prompts of these lengths and `room` tokens each; memory is touched as filled."""
         self.filled = max(lengths)
         shape = (model.layers, len(lengths), model.kv_heads, self.filled + room, model.head_dim)
-        self.keys, self.values = torch.empty(shape), torch.empty(shape)
+        self.keys, self.values = torch.empty(shape), torch.empty(shape, dtype=model.dtype)
         self.positions = torch.tensor(lengths)
         left = self.filled - self.positions
         # what stands before a short prompt weighs 0, but 0 times a NaN left in memory is a NaN
@@ -83,8 +85,8 @@ class PackedLlama:
     """`Network` for plain Llamas. Raises KeyError where the folder lacks a tensor."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Read and pack the weights. `dtype` is that of the matrix products only: bfloat16 doubles
-        their speed and moves log-probabilities by some hundredths of a nat.
+        """Read and pack the weights. `dtype` is that of matrix products and cached values: bfloat16
+        doubles their speed and moves log-probabilities by some hundredths of a nat.
         """
         config = json.loads((folder / "config.json").read_text())
         self.layers: int = config["num_hidden_layers"]
@@ -93,10 +95,10 @@ class PackedLlama:
         self.head_dim: int = config.get("head_dim") or config["hidden_size"] // self.heads
         self.epsilon: float = config["rms_norm_eps"]
         self.context_tokens: int = config["max_position_embeddings"]
-        self.position_bytes = self.layers * 2 * self.kv_heads * self.head_dim * 4
+        self.position_bytes = self.layers * self.kv_heads * self.head_dim * (4 + dtype.itemsize)
         precision = str(dtype).removeprefix("torch.")
         self.engine = f"torch-{precision} {torch.__version__.split('+')[0]}"
-        self._dtype = dtype
+        self.dtype = dtype
         self._prefix: tuple[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = ((), [])
         with torch.inference_mode():
             self._read(_Tensors(folder), config)
@@ -106,20 +108,24 @@ class PackedLlama:
         self._embedding = tensors("model.embed_tokens.weight")
         self.vocabulary = self._embedding.shape[0]
         tied = config.get("tie_word_embeddings", False)
-        self._head = self._pack(self._embedding if tied else tensors("lm_head.weight"))
-        self._norm = tensors("model.norm.weight")
-        self._blocks: list[tuple[torch.Tensor, Linear, Linear, torch.Tensor, Linear, Linear]] = []
+        head = self._embedding if tied else tensors("lm_head.weight")
+        self._head = self._pack(head * tensors("model.norm.weight"))
+        self._blocks: list[tuple[Linear, Linear, Linear, Linear]] = []
         for layer in range(self.layers):
             at = f"model.layers.{layer}."
-            qkv = [tensors(f"{at}self_attn.{part}_proj.weight") for part in "qkv"]
+            q, k, v = (tensors(f"{at}self_attn.{part}_proj.weight") for part in "qkv")
             gate_up = [tensors(f"{at}mlp.{part}_proj.weight") for part in ("gate", "up")]
+            # One row at a time, every small operation counts: what scales what a matrix reads or
+            # gives (the norms' weights, attention's scale) is multiplied into it here, once.
+            q = self._paired(q) * self.head_dim**-0.5
+            qkv = torch.cat([q, self._paired(k), v])
             self._blocks.append(
                 (
-                    tensors(f"{at}input_layernorm.weight"),
-                    self._pack(torch.cat(qkv)),
+                    self._pack(qkv * tensors(f"{at}input_layernorm.weight")),
                     self._pack(tensors(f"{at}self_attn.o_proj.weight")),
-                    tensors(f"{at}post_attention_layernorm.weight"),
-                    self._pack(torch.cat(gate_up)),
+                    self._pack(
+                        torch.cat(gate_up) * tensors(f"{at}post_attention_layernorm.weight")
+                    ),
                     self._pack(tensors(f"{at}mlp.down_proj.weight")),
                 )
             )
@@ -129,45 +135,55 @@ class PackedLlama:
         theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
         steps = torch.arange(0, self.head_dim, 2, dtype=torch.float) / self.head_dim
         angles = torch.arange(self.context_tokens).float()[:, None] * (1.0 / theta**steps)
-        self._cos = torch.cat((angles.cos(), angles.cos()), -1)[:, None]
-        self._sin = torch.cat((-angles.sin(), angles.sin()), -1)[:, None]  # signs of the half turn
+        self._turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+
+    def _paired(self, weight: torch.Tensor) -> torch.Tensor:
+        """Queries' or keys' rows so that the two numbers the rotary embedding turns together, half
+        a head apart in Llama's weights, are neighbours: one complex product then turns them. Their
+        dot products stay the same.
+        """
+        halves = weight.view(-1, 2, self.head_dim // 2, weight.shape[1])
+        return halves.transpose(1, 2).reshape(weight.shape)
 
     def _pack(self, weight: torch.Tensor) -> Linear:
         """The function x -> x @ weight.T in float32, the weight laid out for the processor once."""
-        weight = weight.to(self._dtype).contiguous()
+        weight = weight.to(self.dtype).contiguous()
         if not torch.backends.mkldnn.is_available():
             return lambda x: F.linear(x.to(weight.dtype), weight).float()
         # 128 rows: the usual number in flight. The layout serves other numbers as well.
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
         product = torch.ops.mkldnn._linear_pointwise
-        if self._dtype == torch.float32:
+        if self.dtype == torch.float32:
             return lambda x: product(x, packed, None, "none", [], "")
-        return lambda x: product(x.to(self._dtype), packed, None, "none", [], "").float()
+        return lambda x: product(x.to(self.dtype), packed, None, "none", [], "").float()
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """The last hidden states (N, hidden) of N tokens; `attend` knows who sees whom."""
         x = self._embedding[ids]
-        cos, sin = self._cos[positions], self._sin[positions]
-        turned, half = self.heads + self.kv_heads, self.head_dim // 2
-        width = (x.shape[-1],)
-        for layer, (norm1, qkv, out, norm2, gate_up, down) in enumerate(self._blocks):
-            joint = qkv(F.rms_norm(x, width, norm1, self.epsilon))
-            qk = joint[:, : turned * self.head_dim].view(-1, turned, self.head_dim)
-            qk = qk * cos + torch.cat((qk[..., half:], qk[..., :half]), -1) * sin
+        turns = self._turns[positions]
+        turned = self.heads + self.kv_heads
+        for layer, (qkv, out, gate_up, down) in enumerate(self._blocks):
+            joint = qkv(self._normed(x))
+            pairs = joint[:, : turned * self.head_dim].view(-1, turned, self.head_dim // 2, 2)
+            qk = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
             v = joint[:, turned * self.head_dim :].view(-1, self.kv_heads, self.head_dim)
             x = x + out(attend(layer, qk[:, : self.heads], qk[:, self.heads :], v))
-            gate, up = gate_up(F.rms_norm(x, width, norm2, self.epsilon)).chunk(2, -1)
+            gate, up = gate_up(self._normed(x)).chunk(2, -1)
             x = x + down(F.silu(gate) * up)
-        return F.rms_norm(x, width, self._norm, self.epsilon)
+        return self._normed(x)
+
+    def _normed(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows scaled to a root mean square of 1: a third of the time of torch's for one row."""
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
 
     @torch.inference_mode()
     def step(self, waves: Sequence[LlamaWave], tokens: torch.Tensor) -> torch.Tensor:
         """The logits (N, V) after each of the N rows of all waves took its token (N,)."""
-        groups, scale = self.heads // self.kv_heads, self.head_dim**-0.5
+        groups = self.heads // self.kv_heads
         attended = torch.empty(len(tokens), self.heads * self.head_dim)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            q = (q * scale).view(len(tokens) * self.kv_heads, groups, self.head_dim)
+            q = q.reshape(len(tokens) * self.kv_heads, groups, self.head_dim)
             first = 0
             for wave in waves:
                 n, end = len(wave), wave.filled + 1
@@ -179,7 +195,7 @@ class PackedLlama:
                 if wave.padded:
                     weights.view(n, -1, end).add_(wave.mask[:, :, :end])
                 weights = weights.softmax(-1)
-                seen = weights.bmm(values[:, :, :end].flatten(0, 1))
+                seen = weights.to(values.dtype).bmm(values[:, :, :end].flatten(0, 1))
                 attended[rows] = seen.view(n, -1)
                 first += n
             return attended
@@ -214,9 +230,10 @@ class PackedLlama:
 
         def keep(layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
             keys, values = wave.keys[layer], wave.values[layer]
-            keys[row, :, column], values[row, :, column] = k[flat], v[flat]
+            keys[row, :, column], values[row, :, column] = k[flat], v[flat].to(values.dtype)
             if batch.prefix:
                 k0, v0 = (part.transpose(0, 1) for part in batch.prefix[layer])
+                v0 = v0.to(values.dtype)
                 keys[prefix_row, :, prefix_column] = k0.repeat(len(prompts), 1, 1)
                 values[prefix_row, :, prefix_column] = v0.repeat(len(prompts), 1, 1)
 
@@ -249,14 +266,12 @@ class PackedLlama:
         """
         if len(sequences) < 2:
             return []
-        low, high = min(sequences), max(sequences)
-        pairs = zip(low, high, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
-        same = min(same, min(map(len, sequences)) - 1)  # each row computes at least one token
+        # each row computes at least one token
+        same = min(common_prefix(sequences), min(map(len, sequences)) - 1)
         same = same if at_most is None else min(same, at_most)
         if same < _SHORTEST_PREFIX:
             return []
-        prefix = low[:same]
+        prefix = sequences[0][:same]
         if self._prefix[0] != prefix:
             kept: list[tuple[torch.Tensor, torch.Tensor]] = []
             self._read_through(
@@ -292,7 +307,7 @@ class PackedLlama:
                 wide_k[:, :common], wide_v[:, :common] = k0.transpose(0, 1), v0.transpose(0, 1)
             seen = F.scaled_dot_product_attention(
                 wide_q.transpose(1, 2), wide_k.transpose(1, 2), wide_v.transpose(1, 2),
-                attn_mask=mask, is_causal=mask is None, enable_gqa=True,
+                attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=1.0,
             )  # fmt: skip
             return seen.transpose(1, 2)[batch.rows, batch.columns].flatten(1)
 

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["Network", "Wave", "matmul_dtype"]
+__all__ = ["Network", "Wave", "common_prefix", "matmul_dtype"]
 
 
 def matmul_dtype(name: str) -> torch.dtype:
@@ -24,6 +24,16 @@ def matmul_dtype(name: str) -> torch.dtype:
         has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if has else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+Tokens = TypeVar("Tokens", list[int], tuple[int, ...])
+
+
+def common_prefix(sequences: Sequence[Tokens]) -> int:
+    """How many tokens all sequences begin with."""
+    low, high = min(sequences), max(sequences)  # the two that differ first
+    pairs = zip(low, high, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(low), len(high)))
 
 
 class Wave(Protocol):

@@ -199,9 +199,7 @@ def _open_other(
     parsed: Spec, runs: Path, slots: int | None, precision: Precision, options: dict[str, Any]
 ) -> Model:
     """A model of a kind that has one engine only."""
-    if parsed.kind in {"hf", "run"}:
-        options["precision"] = precision
-    else:
+    if parsed.kind not in {"hf", "run"}:
         _only_float32(parsed, precision)
     if parsed.kind == "scripted":
         from stillhouse.models.scripted import ScriptedModel
@@ -216,7 +214,9 @@ def _open_other(
         folder = _run(parsed, runs)
     else:
         folder = _local("local").hub_folder(parsed.target)
-    return _local("local").LocalModel(folder, spec=parsed.text, name=_name(parsed), **options)
+    return _local("local").LocalModel(
+        folder, spec=parsed.text, name=_name(parsed), precision=precision, **options
+    )
 
 
 def _run(parsed: Spec, runs: Path) -> Path:

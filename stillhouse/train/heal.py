@@ -12,13 +12,13 @@ Sources: in the spirit of Song et al. 2024, arXiv 2402.09025 (SLEB), and of Fran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stillhouse.models.local_network import common_prefix
 from stillhouse.report import Progress
 from stillhouse.train.batches import Batch
 from stillhouse.train.layers import after_layer, embedded, layers_of
@@ -59,7 +59,7 @@ def heal(
     angles = [a for _, a in states]
     wanted = [hidden for hidden, _ in states]
     hidden = list(wanted)
-    common = _common_prefix(batches)
+    common = common_prefix([row for b in batches for row in b.input_ids.tolist()])
     rows = [_rows_that_count(b, common, b is batches[0]) for b in batches]
     depth = 0
     what = "healing the cut" if width is None else f"narrowing MLPs to {width} neurons"
@@ -157,11 +157,3 @@ def _rows_that_count(batch: Batch, common: int, first: bool) -> Tensor:
         starts[0] = 0
     columns = torch.arange(width)[None]
     return ((columns >= starts[:, None]) & (columns <= ends[:, None])).flatten()
-
-
-def _common_prefix(batches: Sequence[Batch]) -> int:
-    """Tokens that all examples begin with: the template's own."""
-    rows = [row for batch in batches for row in batch.input_ids.tolist()]
-    low, high = min(rows), max(rows)
-    pairs = zip(low, high, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(low), len(high)))

@@ -18,7 +18,7 @@ from stillhouse.errors import DataError
 from stillhouse.train.batches import Batch
 
 __all__ = [
-    "after_layer", "answer_logprobs", "attend_in_float32", "embedded", "kl_sum", "layers_of",
+    "after_layer", "answer_logprobs", "embedded", "kl_sum", "layers_of",
     "mean_kl", "network_logprobs", "precision",
 ]  # fmt: skip
 
@@ -30,30 +30,6 @@ def precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
     # Without its cache of cast weights: healing changes weights inside one context, and a stale
     # copy would answer for the old ones. Training uses each weight once a pass, so nothing is lost.
     return torch.autocast("cpu", dtype=dtype, cache_enabled=False)
-
-
-def attend_in_float32(network: Any) -> None:
-    """Let attention (never its linear layers) compute in float32, whatever `precision` says.
-
-    torch's fused kernel takes 42 ms forward and backward in bfloat16 and 29 in float32, for seven
-    rows of 215 tokens and nine heads: a twelfth of a training step (docs/lab-notes.md). A network
-    whose attention is not torch's fused one is left as it is.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attention(module: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Any:
-        with torch.autocast("cpu", enabled=False):
-            out, weights = sdpa_attention_forward(
-                module, q.float(), k.float(), v.float(), *rest, **more
-            )
-        return out, weights
-
-    if network.config._attn_implementation == "sdpa":
-        AttentionInterface.register("sdpa_float32", attention)
-        AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
-        network.set_attn_implementation("sdpa_float32")
 
 
 def layers_of(network: Any) -> torch.nn.ModuleList:

@@ -12,11 +12,8 @@ of answer tokens, so several devices would each take some pieces and add their g
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +24,13 @@ from torch import Tensor
 
 from stillhouse.config import StudentSettings, TrainSettings
 from stillhouse.errors import DataError
+from stillhouse.memory import give_back_memory
 from stillhouse.report import Progress, Silent
 from stillhouse.train import checkpoint as checkpoints
 from stillhouse.train.batches import Batch, collate, pieces, plan
-from stillhouse.train.layers import attend_in_float32, precision
+from stillhouse.train.layers import precision
 from stillhouse.train.losses import Hidden, TopK, head_loss
+from stillhouse.train.packed import hidden_states, read_packed
 from stillhouse.train.prepare import Prepared, prepare, save_folder
 
 __all__ = ["TrainReport", "train"]
@@ -91,7 +90,7 @@ def train(
     if done is not None:
         progress.say("student: trained before")
         return done
-    _give_back()
+    give_back_memory()
     run = _Run(settings, ready, out)
     run.resume(progress)
     run.steps(progress)
@@ -117,7 +116,7 @@ class _Run:
         folder = str(ready.initial)
         self.network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        attend_in_float32(self.network)
+        read_packed(self.network)
         self.network.train()
         self.names = _trainable(self.network, settings.train_embeddings)
         self.optimiser = _optimiser(self.network, self.names, settings)
@@ -207,7 +206,7 @@ class _Run:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.report.steps % _TRIM_STEPS == 0:
-            _give_back()
+            give_back_memory()
         self.tokens += count
         self.report.steps += 1
         self.report.losses.append(round(loss, 5))
@@ -217,8 +216,7 @@ class _Run:
     def _hidden(self, batch: Batch) -> Tensor:
         """(T, D) the student's last hidden states where answers are predicted."""
         with precision(self.ready.dtype):
-            out = self.network.base_model(input_ids=batch.input_ids, use_cache=False)
-        return out.last_hidden_state.flatten(0, 1)[batch.positions]
+            return hidden_states(self.network, batch)
 
     def _piece(self, batch: Batch, count: float) -> Tensor:
         """The loss of one piece of a batch whose answer tokens number `count`."""
@@ -302,17 +300,8 @@ class _Run:
 
 
 # Batches of many shapes leave the C library's heap full of holes: 5.4 GB of it after 68 steps, for
-# 3.2 GB in use (docs/lab-notes.md). Fetching returned pages again costs a fraction of a second.
-_TRIM_STEPS = 8
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, where the C library can (glibc); elsewhere nothing."""
-    gc.collect()
-    if sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        if hasattr(library, "malloc_trim"):
-            library.malloc_trim(0)
+# 3.2 GB in use (docs/lab-notes.md). Fetching returned pages again takes a second.
+_TRIM_STEPS = 16
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:
