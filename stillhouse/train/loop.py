@@ -301,7 +301,7 @@ class _Run:
 
 # Batches of many shapes leave the C library's heap full of holes: 5.4 GB of it after 68 steps, for
 # 3.2 GB in use (docs/lab-notes.md). Fetching returned pages again takes a second.
-_TRIM_STEPS = 16
+_TRIM_STEPS = 8
 
 
 def _schedule(step: int, steps: int, warmup: int) -> float:
