@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.models.local_network import common_prefix
 from stillhouse.report import Progress
-from stillhouse.train.batches import Batch
 from stillhouse.train.layers import after_layer, embedded, layers_of
 from stillhouse.train.narrow import keep_neurons, neurons_worth_keeping
+from stillhouse.train.packed import Packed
 
 __all__ = ["heal"]
 
@@ -36,7 +35,7 @@ def heal(
     teacher: Any,
     student: Any,
     keep: list[int],
-    batches: list[Batch],
+    batches: list[Packed],
     progress: Progress,
     *,
     width: int | None = None,
@@ -56,20 +55,24 @@ def heal(
     """
     theirs, ours = layers_of(teacher), layers_of(student)
     states = [embedded(teacher, b) for b in batches]
-    angles = [a for _, a in states]
+    where = [w for _, w in states]
     wanted = [hidden for hidden, _ in states]
     hidden = list(wanted)
-    common = common_prefix([row for b in batches for row in b.input_ids.tolist()])
-    rows = [_rows_that_count(b, common, b is batches[0]) for b in batches]
+    # The beginning all examples share counts once. Its first token must be among the rows: its
+    # state is hundreds of times larger than any other's, all later tokens lean on it, and a
+    # correction that is free to change it ruins the network (KL 2.02 instead of 1.12 nats,
+    # docs/lab-notes.md).
+    rows = [b.own for b in batches]
+    rows[0] = torch.cat([batches[0].beginning, rows[0]])
     depth = 0
     what = "healing the cut" if width is None else f"narrowing MLPs to {width} neurons"
     progress.start(what, len(keep), "layers")
     for place, number in enumerate(keep):
         until = keep[place + 1] if place + 1 < len(keep) else len(theirs)
         while depth < until:
-            wanted = [after_layer(theirs[depth], w, a) for w, a in zip(wanted, angles, strict=True)]
+            wanted = [after_layer(theirs[depth], h, w) for h, w in zip(wanted, where, strict=True)]
             depth += 1
-        hidden = _heal_layer(ours[place], hidden, wanted, angles, rows, width)
+        hidden = _heal_layer(ours[place], hidden, wanted, where, rows, width)
         progress.advance(place + 1, f"layer {number}")
     if width is not None:
         student.config.intermediate_size = width
@@ -77,14 +80,14 @@ def heal(
 
 
 def _heal_layer(
-    layer: Any, hidden: list[Tensor], wanted: list[Tensor], angles: list[Any],
-    rows: list[Tensor], width: int | None,
+    layer: Any, hidden: list[Tensor], wanted: list[Tensor],
+    where: list[dict[str, Any]],    rows: list[Tensor], width: int | None,
 ) -> list[Tensor]:  # fmt: skip
     """The layer's outputs after its correction."""
     matrix = layer.mlp.down_proj
     inputs: list[Tensor] = []
     hook = matrix.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
-    outputs = [after_layer(layer, h, a) for h, a in zip(hidden, angles, strict=True)]
+    outputs = [after_layer(layer, h, w) for h, w in zip(hidden, where, strict=True)]
     hook.remove()
     gram, cross = _normal_equations(inputs, outputs, wanted, rows)
     if width is None or width >= len(gram):
@@ -118,7 +121,7 @@ def _normal_equations(
             x, missing = x.flatten(0, 1)[chosen].float(), (want - out).flatten(0, 1)[chosen].float()
             gram += _gram(x)
             cross += x.T @ missing
-    ridge = _RIDGE_TOKENS / sum(int(chosen.sum()) for chosen in rows)
+    ridge = _RIDGE_TOKENS / sum(len(chosen) for chosen in rows)
     gram.diagonal().add_(ridge * float(gram.diagonal().mean()))
     return gram, cross
 
@@ -139,21 +142,3 @@ def _solved(gram: Tensor, cross: Tensor) -> Tensor:
     """
     factor = torch.linalg.cholesky(gram.double())
     return torch.cholesky_solve(cross.double(), factor).T.float()
-
-
-def _rows_that_count(batch: Batch, common: int, first: bool) -> Tensor:
-    """Rows of the flattened batch that are no padding; the beginning all exchanges have in common
-    counts once, in the first row of the first batch.
-
-    Its first token must be among them: its state is hundreds of times larger than any other's, all
-    later tokens lean on it, and a correction that is free to change it ruins the network (KL 2.02
-    instead of 1.12 nats, docs/lab-notes.md).
-    """
-    size, width = batch.input_ids.shape
-    ends = torch.zeros(size, dtype=torch.long)
-    ends.scatter_reduce_(0, batch.positions // width, batch.positions % width, "amax")
-    starts = torch.full((size,), common)
-    if first:
-        starts[0] = 0
-    columns = torch.arange(width)[None]
-    return ((columns >= starts[:, None]) & (columns <= ends[:, None])).flatten()

@@ -39,6 +39,7 @@ from stillhouse.train.layers import (
     network_logprobs,
     precision,
 )
+from stillhouse.train.packed import Packed, pack, packing
 from stillhouse.train.targets import Example
 
 __all__ = ["InitRecord", "from_checkpoint", "from_scratch", "prune"]
@@ -145,13 +146,14 @@ def prune(
     record = InitRecord(init="prune", teacher_layers=depth, healed=settings.heal)
     record.teacher_intermediate_size = getattr(teacher.config, "intermediate_size", 0)
     record.intermediate_size = width or record.teacher_intermediate_size
-    batches, used = _measured(examples, settings.measure_tokens)
-    # judged on exchanges that the healing did not see, where there are any
-    check, _ = _measured(examples[used:] or examples, min(settings.measure_tokens, _CHECK_TOKENS))
-    record.measured_tokens = sum(b.answer_tokens for b in batches)
     count = settings.layers or (depth if width else _two_thirds(depth))
     count = len(settings.keep) if settings.keep else count
-    with torch.no_grad(), precision(dtype):
+    with torch.no_grad(), precision(dtype), packing(teacher):
+        batches, used = _measured(teacher, examples, settings.measure_tokens)
+        # judged on exchanges that the healing did not see, where there are any
+        others = examples[used:] or examples
+        check, _ = _measured(teacher, others, min(settings.measure_tokens, _CHECK_TOKENS))
+        record.measured_tokens = sum(len(b.at) for b in batches)
         record.kept_layers = _choose(teacher, examples, settings, count, record, progress)
         student = _cut(teacher, record.kept_layers)
         wanted = [network_logprobs(teacher, b) for b in check]
@@ -196,7 +198,7 @@ def _two_thirds(depth: int) -> int:
     return max(1, round(depth * 2 / 3))
 
 
-def _measured(examples: Sequence[Example], tokens: int) -> tuple[list[Batch], int]:
+def _measured(network: Any, examples: Sequence[Example], tokens: int) -> tuple[list[Packed], int]:
     """(batches of like length from the first examples, about `tokens` positions in all, how many
     examples that took).
     """
@@ -208,7 +210,8 @@ def _measured(examples: Sequence[Example], tokens: int) -> tuple[list[Batch], in
         tokens -= len(example.ids)
     count = len(chosen)
     chosen.sort(key=lambda e: len(e.ids))
-    return [collate(chosen[i : i + 8]) for i in range(0, count, 8)], count
+    batches = [collate(chosen[i : i + 8]) for i in range(0, count, 8)]
+    return [pack(network, batch) for batch in batches], count
 
 
 # ---- choice ----
@@ -230,34 +233,34 @@ def _choose(
     if count == depth:
         record.choose = "all"
         return list(range(depth))
-    record.influence = _influence(teacher, _measured(examples, _INFLUENCE_TOKENS)[0])
     record.choose = "given" if keep else settings.choose
     if keep:
         return keep
+    record.influence = _influence(teacher, _measured(teacher, examples, _INFLUENCE_TOKENS)[0])
     if settings.choose == "influence":
         # Ties go to the later layer, which fewer others build upon.
         weakest = sorted(range(depth), key=lambda i: (record.influence[i], -i))[: depth - count]
         return [i for i in range(depth) if i not in weakest]
-    return _greedy(teacher, _small(examples), count, record, progress)
+    return _greedy(teacher, pack(teacher, _small(examples)), count, record, progress)
 
 
 # A mean over some 2,000 answer tokens; influence differs by halves between layers that matter.
 _INFLUENCE_TOKENS = 4000
 
 
-def _influence(teacher: Any, batches: Sequence[Batch]) -> list[float]:
+def _influence(teacher: Any, batches: Sequence[Packed]) -> list[float]:
     """1 - cosine between input and output of each layer, mean over the exchanges' tokens."""
     layers = layers_of(teacher)
     totals, tokens = [0.0] * len(layers), 0
     for batch in batches:
-        hidden, angles = embedded(teacher, batch)
+        hidden, where = embedded(teacher, batch)
         for i, layer in enumerate(layers):
-            after = after_layer(layer, hidden, angles)
-            rows, rows_after = (h.flatten(0, 1)[batch.positions] for h in (hidden, after))
+            after = after_layer(layer, hidden, where)
+            rows, rows_after = (h.flatten(0, 1)[batch.at] for h in (hidden, after))
             cosine = functional.cosine_similarity(rows.float(), rows_after.float(), dim=-1)
             totals[i] += float((1 - cosine).sum())
             hidden = after
-        tokens += batch.answer_tokens
+        tokens += len(batch.at)
     return [round(total / tokens, 4) for total in totals]
 
 
@@ -268,7 +271,7 @@ _CANDIDATES = 12
 
 
 def _greedy(
-    teacher: Any, batch: Batch, count: int, record: InitRecord, progress: Progress
+    teacher: Any, batch: Packed, count: int, record: InitRecord, progress: Progress
 ) -> list[int]:
     """Remove one layer after the other, each time the one whose absence costs the least KL."""
     layers = layers_of(teacher)
@@ -278,15 +281,15 @@ def _greedy(
     progress.start("choosing layers", len(layers) - count, "layers removed")
     while len(kept) > count:
         costs: list[tuple[float, int]] = []
-        hidden, angles = embedded(teacher, batch)
+        hidden, where = embedded(teacher, batch)
         for place, number in enumerate(kept):  # what comes before a removed layer is computed once
             if number in candidates:
                 without = hidden
                 for later in kept[place + 1 :]:
-                    without = after_layer(layers[later], without, angles)
-                kl = kl_sum(answer_logprobs(teacher, without, batch), wanted) / batch.answer_tokens
+                    without = after_layer(layers[later], without, where)
+                kl = kl_sum(answer_logprobs(teacher, without, batch), wanted) / len(batch.at)
                 costs.append((kl, number))
-            hidden = after_layer(layers[number], hidden, angles)
+            hidden = after_layer(layers[number], hidden, where)
         costs.sort()
         kl, removed = costs[0]
         kept.remove(removed)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stillhouse.errors import DataError
-from stillhouse.train.batches import Batch
+from stillhouse.train.packed import Packed
 
 __all__ = [
     "after_layer", "answer_logprobs", "embedded", "kl_sum", "layers_of",
@@ -47,40 +47,40 @@ def layers_of(network: Any) -> torch.nn.ModuleList:
     return layers
 
 
-def embedded(network: Any, batch: Batch) -> tuple[Tensor, Any]:
-    """(B, S, D) what the first layer sees, and the rotary angles every layer is given."""
-    hidden = network.model.embed_tokens(batch.input_ids)
-    positions = torch.arange(hidden.shape[1])[None]
-    return hidden, network.model.rotary_emb(hidden, positions)
+def embedded(network: Any, read: Packed) -> tuple[Tensor, dict[str, Any]]:
+    """(1, N, D) or (B, S, D) what the first layer sees, and what every layer is told besides."""
+    hidden = network.model.embed_tokens(read.ids)
+    angles = network.model.rotary_emb(hidden, read.places)
+    return hidden, {"position_embeddings": angles, **read.where()}
 
 
-def after_layer(layer: Any, hidden: Tensor, angles: Any) -> Tensor:
-    """(B, S, D) after a layer; without a mask, attention is causal."""
-    out = layer(hidden, attention_mask=None, position_embeddings=angles)
+def after_layer(layer: Any, hidden: Tensor, where: dict[str, Any]) -> Tensor:
+    """The hidden states after a layer; without a mask, attention is causal."""
+    out = layer(hidden, attention_mask=None, **where)
     return out[0] if isinstance(out, tuple) else out
 
 
-def answer_logprobs(network: Any, hidden: Tensor, batch: Batch) -> Tensor:
+def answer_logprobs(network: Any, hidden: Tensor, read: Packed) -> Tensor:
     """(T, V) log-probabilities at the answer positions."""
-    rows = network.model.norm(hidden).flatten(0, 1)[batch.positions]
+    rows = network.model.norm(hidden).flatten(0, 1)[read.at]
     logits = functional.linear(rows, network.get_output_embeddings().weight)
     return functional.log_softmax(logits.float(), dim=-1)
 
 
-def network_logprobs(network: Any, batch: Batch) -> Tensor:
+def network_logprobs(network: Any, read: Packed) -> Tensor:
     """(T, V) log-probabilities of a whole network at the answer positions."""
-    hidden, angles = embedded(network, batch)
+    hidden, where = embedded(network, read)
     for layer in layers_of(network):
-        hidden = after_layer(layer, hidden, angles)
-    return answer_logprobs(network, hidden, batch)
+        hidden = after_layer(layer, hidden, where)
+    return answer_logprobs(network, hidden, read)
 
 
-def mean_kl(network: Any, batches: Sequence[Batch], wanted: Sequence[Tensor]) -> float:
+def mean_kl(network: Any, batches: Sequence[Packed], wanted: Sequence[Tensor]) -> float:
     """Mean KL(teacher || network) in nats over the answer tokens."""
     total = sum(
         kl_sum(network_logprobs(network, b), w) for b, w in zip(batches, wanted, strict=True)
     )
-    return round(total / sum(b.answer_tokens for b in batches), 4)
+    return round(total / sum(len(b.at) for b in batches), 4)
 
 
 def kl_sum(log_q: Tensor, log_p: Tensor) -> float:

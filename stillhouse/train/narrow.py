@@ -49,9 +49,9 @@ def neurons_worth_keeping(gram: Tensor, cross: Tensor, count: int) -> Tensor:
             _one_by_one(inverse[candidates][:, candidates], fit[candidates], min(block, left))
         ]
         columns = inverse[:, gone]
-        among = inverse[gone][:, gone]
-        fit -= columns @ torch.linalg.solve(among, fit[gone])
-        inverse -= columns @ torch.linalg.solve(among, columns.T)
+        share = columns @ torch.linalg.inv(inverse[gone][:, gone])
+        fit -= share @ fit[gone]
+        inverse -= share @ columns.T
         alive[gone] = False
     return alive.nonzero().flatten()
 

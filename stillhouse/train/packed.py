@@ -1,7 +1,7 @@
 """A piece of a batch without padding, and with the beginning its examples share only once.
 
-In: a right-padded batch and a transformers network. Out: its hidden states where answers are
-predicted, and gradients, the same as of the padded batch to rounding (held by a test). The examples
+In: a right-padded batch and a transformers network. Out: what the network reads instead, and hidden
+states and gradients the same as of the padded batch to rounding (held by a test). The examples
 are laid end to end behind their common beginning (a chat template's own words: a seventh of the
 quickstart's tokens), so that every layer but attention reads each token once; attention lays them
 out in rows again and lets every row look back on the beginning. Nothing here knows of losses.
@@ -9,6 +9,8 @@ out in rows again and lets every row look back on the beginning. Nothing here kn
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from stillhouse.models.local_network import common_prefix
 from stillhouse.train.batches import Batch
 
-__all__ = ["attention", "hidden_states", "read_packed"]
+__all__ = ["Packed", "attention", "hidden_states", "pack", "packing", "read_packed"]
 
 # Longer rows go through torch's fused kernel, padded: `attention` keeps a weight for each pair of
 # tokens until the backward pass, which for 30 layers of 9 heads of 512 tokens is 140 MB a row.
@@ -56,11 +58,32 @@ class _Layout:
         return torch.cat([attention(q[None, :p], k[None, :p], v[None, :p])[0], own])
 
 
-def read_packed(network: Any) -> None:
-    """Let `hidden_states` pack for this network; others it reads padded.
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A batch as a network reads it: packed in one row, or padded where it cannot be packed."""
 
-    A network whose attention is not torch's fused one, or looks back through a window, is left as
-    it is.
+    ids: Tensor
+    """(1, N), or (B, S) right-padded."""
+    places: Tensor
+    """(1, N) or (1, S) positions in the examples' own counting."""
+    at: Tensor
+    """(T,) rows of the flattened hidden states that predict the answers' tokens."""
+    beginning: Tensor
+    """(P,) rows of the tokens that all examples begin with, once."""
+    own: Tensor
+    """Rows of all tokens behind them, but each example's last, which predicts nothing."""
+    layout: _Layout | None
+    """None where padded."""
+
+    def where(self) -> dict[str, Any]:
+        """What every layer is told besides."""
+        return {} if self.layout is None else {"layout": self.layout}
+
+
+def read_packed(network: Any) -> None:
+    """Let a network read packed batches, until `packing` or another call changes its attention.
+
+    A network whose attention is not torch's fused one is left as it is, and reads padded ones.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -76,36 +99,62 @@ def read_packed(network: Any) -> None:
         packed = (part[0].transpose(0, 1) for part in (q * more["scaling"], k, v))
         return layout.attended(*packed)[None], None
 
-    window = getattr(network.config, "sliding_window", None)
-    if network.config._attn_implementation == "sdpa" and window is None:
+    if network.config._attn_implementation == "sdpa" and not _window(network):
         AttentionInterface.register(_NAME, attend)
         # padding stands on the right, where causal attention does not look
         AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
         network.set_attn_implementation(_NAME)
 
 
-def hidden_states(network: Any, batch: Batch) -> Tensor:
-    """(T, D) the last hidden states where the answers of a batch are predicted."""
+def _window(network: Any) -> bool:
+    """Whether attention sees some last tokens only."""
+    return getattr(network.config, "sliding_window", None) is not None
+
+
+@contextmanager
+def packing(network: Any) -> Iterator[None]:
+    """The network reads packed batches inside, and is as it was behind."""
+    before = network.config._attn_implementation
+    read_packed(network)
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(before)
+
+
+def pack(network: Any, batch: Batch) -> Packed:
+    """The batch as this network can read it."""
     size, width = batch.input_ids.shape
-    if network.config._attn_implementation != _NAME or width > _LONGEST:
-        out = network.base_model(input_ids=batch.input_ids, use_cache=False)
-        return out.last_hidden_state.flatten(0, 1)[batch.positions]
     row, column = batch.positions // width, batch.positions % width
-    # an example's last token predicts nothing; where its answer begins, it is in its own row
+    # where its answer begins, an example is in its own row
     prefix = common_prefix(batch.input_ids.tolist()) if size > 1 else 0
     prefix = min(prefix, int(column.min()))
-    own = torch.zeros(size, dtype=torch.long).scatter_reduce(0, row, column, "amax") + 1 - prefix
-    rows = torch.arange(size).repeat_interleave(own)
-    firsts = own.cumsum(0) - own
+    sizes = torch.zeros(size, dtype=torch.long).scatter_reduce(0, row, column, "amax") + 1 - prefix
+    rows = torch.arange(size).repeat_interleave(sizes)
+    firsts = sizes.cumsum(0) - sizes
     columns = torch.arange(len(rows)) - firsts[rows]
-    wide = int(own.max())
-    places = torch.cat([torch.arange(prefix), columns + prefix])
+    beginning = torch.arange(prefix)
+    if network.config._attn_implementation != _NAME or width > _LONGEST:
+        return Packed(
+            batch.input_ids, torch.arange(width)[None], batch.positions,
+            beginning, rows * width + columns + prefix, None,
+        )  # fmt: skip
+    wide = int(sizes.max())
     ids = torch.cat([batch.input_ids[0, :prefix], batch.input_ids[rows, columns + prefix]])
-    out = network.base_model(
-        input_ids=ids[None], position_ids=places[None], use_cache=False,
-        layout=_Layout(prefix, (size, wide), rows * wide + columns),
+    return Packed(
+        ids[None], torch.cat([beginning, columns + prefix])[None], firsts[row] + column,
+        beginning, torch.arange(prefix, len(ids)),
+        _Layout(prefix, (size, wide), rows * wide + columns),
     )  # fmt: skip
-    return out.last_hidden_state[0].index_select(0, firsts[row] + column)
+
+
+def hidden_states(network: Any, batch: Batch) -> Tensor:
+    """(T, D) the last hidden states where the answers of a batch are predicted."""
+    read = pack(network, batch)
+    out = network.base_model(
+        input_ids=read.ids, position_ids=read.places, use_cache=False, **read.where()
+    )
+    return out.last_hidden_state.flatten(0, 1).index_select(0, read.at)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
