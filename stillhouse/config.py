@@ -173,7 +173,7 @@ class TrainSettings(Settings):
     """Passes over the exchanges; decides the number of steps."""
     batch_tokens: Count = 1000
     """Answer tokens in a step."""
-    piece_tokens: Count = 2048
+    piece_tokens: Count = 1536
     """Padded tokens in one forward pass; bounds memory, changes neither loss nor gradient."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's, on matrices."""
