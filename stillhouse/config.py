@@ -28,6 +28,7 @@ __all__ = [
     "Settings",
     "StudentSettings",
     "TrainSettings",
+    "as_written_in",
     "changed_keys",
     "file_hash",
     "fingerprint",
@@ -374,6 +375,22 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return lines
 
 
+def as_written_in(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """The settings as plain values, as a recipe in this folder would write them: paths of inputs
+    are relative to it.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(inner) for inner in value]
+        return os.path.relpath(value, folder) if isinstance(value, Path) else value
+
+    data = recipe.model_dump(exclude={"recorded"})
+    return plain(data) | {"runs": str(recipe.runs)}
+
+
 def write_run(path: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
     """Write `run.yaml`: every setting as resolved, versions and input hashes; `distill run.yaml`
     repeats the run.
@@ -384,7 +401,7 @@ def write_run(path: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
         | {name: found for name in packages if (found := _version(name))},
         "inputs": dict(inputs),
     }
-    data = recipe.model_dump(mode="json", exclude={"recorded"}) | {"recorded": recorded}
+    data = as_written_in(path.parent, recipe) | {"recorded": recorded}
     partial = path.with_suffix(".partial")
     partial.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     partial.replace(path)

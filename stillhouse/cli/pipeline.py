@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stillhouse.config import Recipe, changed_keys, file_hash, fingerprint, write_run
+from stillhouse.config import Recipe, as_written_in, changed_keys, file_hash, fingerprint, write_run
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.memory import give_back_memory
 from stillhouse.prompts import prompt_files
@@ -263,7 +263,7 @@ def _refuse_changed(run: Run) -> None:
     if not written.exists():
         return
     old = yaml.safe_load(written.read_text())
-    new = run.recipe.model_dump(mode="json", exclude={"recorded"})
+    new = as_written_in(run.folder, run.recipe)
     for stage in STAGES:  # those that are not asked for now, too: the report speaks of all
         if not run.record["stages"].get(stage, {}).get("done"):
             continue

@@ -162,6 +162,21 @@ def test_the_report_can_be_written_again_by_name(
     assert "KL(teacher || student)" in capsys.readouterr().out
 
 
+def test_a_run_of_relative_paths_is_found_again(
+    finished: Path, workshop: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As the README does it: recipe and run named from the current folder, from any folder."""
+    for start in (workshop, workshop.parent):
+        monkeypatch.chdir(start)
+        recipe = os.path.relpath(workshop / "recipe.yaml")
+        runs = os.path.relpath(workshop / "runs")
+        assert main(["distill", recipe, f"runs={runs}", "--quiet"]) == 0, capsys.readouterr().err
+        assert main(["report", "tiny", "--runs", runs, "--quiet"]) == 0, capsys.readouterr().err
+        again = [str(finished / "run.yaml"), f"runs={runs}", "name=tiny", "--dry-run"]
+        assert main(["distill", *again]) == 0, capsys.readouterr().err
+
+
 def test_a_finished_run_can_be_talked_to(
     finished: Path, workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
