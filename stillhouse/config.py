@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,13 +27,10 @@ __all__ = [
     "Settings",
     "StudentSettings",
     "TrainSettings",
-    "as_written_in",
-    "changed_keys",
     "file_hash",
     "fingerprint",
     "load_recipe",
     "make",
-    "write_run",
 ]
 
 S = TypeVar("S", bound="Settings")
@@ -361,57 +357,3 @@ def file_hash(path: Path) -> str:
     """Tagged SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for each setting that differs, nested ones dotted."""
-    lines: list[str] = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += changed_keys(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines
-
-
-def as_written_in(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """The settings as plain values, as a recipe in this folder would write them: paths of inputs
-    are relative to it.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(inner) for inner in value]
-        return os.path.relpath(value, folder) if isinstance(value, Path) else value
-
-    data = recipe.model_dump(exclude={"recorded"})
-    return plain(data) | {"runs": str(recipe.runs)}
-
-
-def write_run(path: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
-    """Write `run.yaml`: every setting as resolved, versions and input hashes; `distill run.yaml`
-    repeats the run.
-    """
-    packages = ("stillhouse", "torch", "transformers", "xllamacpp", "pyarrow", "numpy")
-    recorded = {
-        "versions": {"python": platform.python_version()}
-        | {name: found for name in packages if (found := _version(name))},
-        "inputs": dict(inputs),
-    }
-    data = as_written_in(path.parent, recipe) | {"recorded": recorded}
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(path)
-
-
-def _version(package: str) -> str | None:
-    """The installed version, or None where the package is not installed."""
-    from importlib import metadata  # slow to load, and only a run's record asks
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -4,15 +4,14 @@ from typing import Any
 import pytest
 import yaml
 
+from stillhouse.cli.run_yaml import changed_keys, write_run
 from stillhouse.config import (
     Recipe,
     StudentSettings,
-    changed_keys,
     file_hash,
     fingerprint,
     load_recipe,
     make,
-    write_run,
 )
 from stillhouse.errors import ConfigError, nearest
 

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stillhouse.config import Recipe, as_written_in, changed_keys, file_hash, fingerprint, write_run
+from stillhouse.cli.run_yaml import as_written_in, changed_keys, write_run
+from stillhouse.config import Recipe, file_hash, fingerprint
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.memory import give_back_memory
 from stillhouse.prompts import prompt_files

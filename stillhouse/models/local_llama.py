@@ -36,7 +36,7 @@ def fits(folder: Path) -> bool:
     return (
         config.get("model_type") == "llama"
         and all(config.get(key, value) == value for key, value in _DEFAULTS.items())
-        and rope.get("rope_type", "default") == "default"
+        and rope.get("rope_type", rope.get("type", "default")) == "default"
         and config.get("pretraining_tp", 1) == 1
         and "quantization_config" not in config
         and any(folder.glob("*.safetensors"))

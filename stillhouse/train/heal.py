@@ -58,9 +58,9 @@ def heal(
     where = [w for _, w in states]
     wanted = [hidden for hidden, _ in states]
     hidden = list(wanted)
-    # The beginning all examples share counts once. Its first token must be among the rows: its
-    # state is hundreds of times larger than any other's, all later tokens lean on it, and a
-    # correction that is free to change it ruins the network (KL 2.02 instead of 1.12 nats,
+    # The beginning a batch shares counts once, in the first batch. Its first token must be among
+    # the rows: its state is hundreds of times larger than any other's, all later tokens lean on it,
+    # and a correction that is free to change it ruins the network (KL 2.02 instead of 1.12 nats,
     # docs/lab-notes.md).
     rows = [b.own for b in batches]
     rows[0] = torch.cat([batches[0].beginning, rows[0]])

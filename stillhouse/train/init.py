@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from stillhouse.config import StudentSettings
 from stillhouse.errors import ConfigError
+from stillhouse.models.local_network import common_prefix
 from stillhouse.report import Progress, Silent
 from stillhouse.train.batches import Batch, collate
 from stillhouse.train.heal import heal
@@ -55,7 +56,9 @@ class InitRecord:
     choose: str = ""
     """influence, greedy, given, or all where none is removed."""
     influence: list[float] = field(default_factory=list)
-    """Per teacher layer, 1 - cosine between its input and output, mean over tokens."""
+    """Per teacher layer, 1 - cosine between its input and output, mean over tokens; empty where
+    the choice did not need it.
+    """
     removed: list[dict[str, float]] = field(default_factory=list)
     """Greedy choice: each removal with the KL in nats it led to."""
     intermediate_size: int = 0
@@ -162,6 +165,7 @@ def prune(
         if settings.heal:
             heal(teacher, student, record.kept_layers, batches, progress, width=width)
             record.kl_nats["narrowed" if width else "healed"] = mean_kl(student, check, wanted)
+    student.set_attn_implementation(teacher.config._attn_implementation)
     record.seconds = round(time.monotonic() - began, 1)
     steps = " -> ".join(f"{k} {v:.2f}" for k, v in record.kl_nats.items())
     kept = "all" if len(record.kept_layers) == depth else str(record.kept_layers)
@@ -211,7 +215,8 @@ def _measured(network: Any, examples: Sequence[Example], tokens: int) -> tuple[l
     count = len(chosen)
     chosen.sort(key=lambda e: len(e.ids))
     batches = [collate(chosen[i : i + 8]) for i in range(0, count, 8)]
-    return [pack(network, batch) for batch in batches], count
+    shared = common_prefix([e.ids.tolist() for e in chosen]) if count > 1 else 0
+    return [pack(network, batch, alone=shared) for batch in batches], count
 
 
 # ---- choice ----

@@ -16,15 +16,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stillhouse.models.local_network import common_prefix
 from stillhouse.train.batches import Batch
 
 __all__ = ["Packed", "attention", "hidden_states", "pack", "packing", "read_packed"]
 
-# Longer rows go through torch's fused kernel, padded: `attention` keeps a weight for each pair of
-# tokens until the backward pass, which for 30 layers of 9 heads of 512 tokens is 140 MB a row.
-_LONGEST = 512
+# `attention` keeps a weight for each pair of tokens until the backward pass: where those of all
+# layers would take more, torch's fused kernel reads the rows, padded.
+_PAIRS_BYTES = 2**30
 
 _NAME = "stillhouse_packed"
 
@@ -83,10 +84,13 @@ class Packed:
 def read_packed(network: Any) -> None:
     """Let a network read packed batches, until `packing` or another call changes its attention.
 
-    A network whose attention is not torch's fused one is left as it is, and reads padded ones.
+    A network that cannot (attention of its own, a window, dropout inside attention, layers that
+    pass something on from token to token, weights that are not float32 on the processor) is left as
+    it is, and reads padded ones. Which ones can is tried, not listed.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
 
     def attend(
         module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
@@ -99,16 +103,43 @@ def read_packed(network: Any) -> None:
         packed = (part[0].transpose(0, 1) for part in (q * more["scaling"], k, v))
         return layout.attended(*packed)[None], None
 
-    if network.config._attn_implementation == "sdpa" and not _window(network):
+    def mask(*rest: Any, **more: Any) -> Tensor | None:
+        # our own padding stands on the right, where causal attention does not look
+        return None if more.get("attention_mask") is None else sdpa_mask(*rest, **more)
+
+    config, weight = network.config, next(network.parameters())
+    refused = ("sliding_window", "attention_dropout", "attn_pdrop")
+    plain = not any(getattr(config, name, None) for name in refused)
+    plain &= set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+    if config._attn_implementation == "sdpa" and plain and weight.dtype == torch.float32:
         AttentionInterface.register(_NAME, attend)
-        # padding stands on the right, where causal attention does not look
-        AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
+        AttentionMaskInterface.register(_NAME, mask)
+        wanted = _tried(network)
         network.set_attn_implementation(_NAME)
+        try:
+            fits = torch.dist(_tried(network), wanted) <= _ROUNDING * wanted.norm()
+        except (RuntimeError, TypeError, KeyError):  # a kernel's shapes, an unknown argument
+            fits = False
+        if not fits:
+            network.set_attn_implementation("sdpa")
 
 
-def _window(network: Any) -> bool:
-    """Whether attention sees some last tokens only."""
-    return getattr(network.config, "sliding_window", None) is not None
+# Relative difference of the two ways in float32: 1e-5 at most where the network can be packed (8e-6
+# in SmolLM2-135M), tenths where its layers do not hand on the layout or read one long sequence.
+_ROUNDING = 5e-5
+
+
+def _tried(network: Any) -> Tensor:
+    """Hidden states of two rows of unequal length that begin alike, as the network reads now."""
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 7, 6, 0, 0]]) % network.config.vocab_size
+    positions = torch.tensor([2, 3, 4, 5, 9, 10])
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return hidden_states(network, Batch(ids, positions, positions, ()))
+    finally:
+        network.train(training)
 
 
 @contextmanager
@@ -122,19 +153,27 @@ def packing(network: Any) -> Iterator[None]:
         network.set_attn_implementation(before)
 
 
-def pack(network: Any, batch: Batch) -> Packed:
-    """The batch as this network can read it."""
+def pack(network: Any, batch: Batch, *, alone: int = 0) -> Packed:
+    """The batch as this network can read it.
+
+    Args:
+        network: see `read_packed`.
+        batch: right-padded.
+        alone: how long the beginning is where the batch is a single example, which others share.
+    """
     size, width = batch.input_ids.shape
     row, column = batch.positions // width, batch.positions % width
     # where its answer begins, an example is in its own row
-    prefix = common_prefix(batch.input_ids.tolist()) if size > 1 else 0
+    prefix = common_prefix(batch.input_ids.tolist()) if size > 1 else alone
     prefix = min(prefix, int(column.min()))
     sizes = torch.zeros(size, dtype=torch.long).scatter_reduce(0, row, column, "amax") + 1 - prefix
     rows = torch.arange(size).repeat_interleave(sizes)
     firsts = sizes.cumsum(0) - sizes
     columns = torch.arange(len(rows)) - firsts[rows]
     beginning = torch.arange(prefix)
-    if network.config._attn_implementation != _NAME or width > _LONGEST:
+    heads = network.config.num_hidden_layers * network.config.num_attention_heads
+    too_large = heads * size * width**2 * 4 > _PAIRS_BYTES
+    if network.config._attn_implementation != _NAME or too_large:
         return Packed(
             batch.input_ids, torch.arange(width)[None], batch.positions,
             beginning, rows * width + columns + prefix, None,
@@ -161,7 +200,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(B, R, H, D) what the last R of S tokens see, causally.
 
     Scores and softmax are float32; the other products have autocast's precision, as torch's own
-    attention has. Two thirds of the fused kernel's time at 200 tokens (docs/lab-notes.md).
+    attention has. Three quarters of the fused kernel's time at 200 tokens (docs/lab-notes.md).
     Shapes: q (B, R, H, D), already scaled; k and v (B, S, G, D), where G divides H.
     """
     on = torch.is_autocast_enabled("cpu")
@@ -171,7 +210,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         s, g = k.shape[1:3]
         grouped = q.view(b, r, g, h // g, d).permute(0, 2, 3, 1, 4).reshape(b * g, h // g * r, d)
         back, values = (part.transpose(1, 2).reshape(b * g, s, d) for part in (k, v))
-        seen = cast(Tensor, _Attention.apply(grouped, back, values.to(dtype), r))
+        seen = cast(Tensor, _Attention.apply(grouped.float(), back.float(), values.to(dtype), r))
         return seen.view(b, g, h // g, r, d).permute(0, 3, 1, 2, 4).reshape(b, r, h, d)
 
 
@@ -190,7 +229,10 @@ class _Attention(torch.autograd.Function):
         return seen.to(q.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Dao et al. 2022, arXiv 2205.14135, appendix B, with the weights kept."""
         q, k, v, weights, seen = ctx.saved_tensors
         grad, dtype = grads[0].to(v.dtype), grads[0].dtype

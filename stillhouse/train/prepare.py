@@ -27,6 +27,7 @@ from stillhouse.train.checkpoint import write_atomically
 from stillhouse.train.identity import IdentityRecord, identity_examples, teacher_name
 from stillhouse.train.init import from_checkpoint, from_scratch, prune
 from stillhouse.train.layers import precision
+from stillhouse.train.packed import hidden_states, packing
 from stillhouse.train.targets import Example, TargetsRecord, check_kind, make_examples
 
 __all__ = ["Prepared", "prepare", "save_folder"]
@@ -223,14 +224,14 @@ def _with_states(
 
     found: dict[str, Example] = {}
     progress.start("reading the teacher's hidden states", len(examples), "exchanges")
-    for group in pieces(examples, max_tokens=4096):
-        batch = collate(group)
-        with torch.no_grad(), precision(dtype):
-            hidden = network.base_model(input_ids=batch.input_ids, use_cache=False)[0]
-        rows = hidden.flatten(0, 1)[batch.positions].float().numpy().astype(np.float16)
-        ends = np.cumsum([e.answer_tokens for e in group])[:-1]
-        for example, states in zip(group, np.split(rows, ends), strict=True):
-            found[example.key] = dataclasses.replace(example, states=states, top=None, top_ids=None)
-        progress.advance(len(found))
+    with torch.no_grad(), precision(dtype), packing(network):
+        for group in pieces(examples, max_tokens=4096):
+            rows = hidden_states(network, collate(group)).float().numpy().astype(np.float16)
+            ends = np.cumsum([e.answer_tokens for e in group])[:-1]
+            for example, states in zip(group, np.split(rows, ends), strict=True):
+                found[example.key] = dataclasses.replace(
+                    example, states=states, top=None, top_ids=None
+                )
+            progress.advance(len(found))
     progress.finish()
     return [found[e.key] for e in examples]

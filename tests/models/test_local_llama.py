@@ -136,6 +136,7 @@ def test_bfloat16_products_stay_near(folder: Path) -> None:
         {"hidden_act": "gelu"},
         {"attention_bias": True},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
         {"quantization_config": {}},
     ],
 )

@@ -96,7 +96,7 @@ def test_the_student_is_a_plain_hugging_face_folder(finished: Path):
 def test_the_same_exchanges_give_bitwise_the_same_student(
     finished: Path, store: Path, teacher_folder: Path, tmp_path: Path
 ):
-    run(store, teacher_folder, tmp_path, checkpoint_seconds=0, piece_tokens=4096)
+    run(store, teacher_folder, tmp_path, checkpoint_seconds=0)
     assert same(weights(finished), weights(tmp_path))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from stillhouse.models.local import LocalModel
 from stillhouse.train import packed
 from stillhouse.train.batches import Batch, collate
 from stillhouse.train.layers import precision
-from stillhouse.train.packed import attention, hidden_states, read_packed
+from stillhouse.train.packed import attention, hidden_states, packing, read_packed
 from stillhouse.train.prepare import save_folder
 from stillhouse.train.targets import Example
 
@@ -73,13 +74,14 @@ def test_common_tokens_are_read_once_and_padding_never(
     changed = copy.deepcopy(teacher.network)
     read_packed(changed)
     seen: list[int] = []
+    assert changed.config._attn_implementation == packed._NAME
     changed.model.norm.register_forward_hook(lambda _m, _a, out: seen.append(out.shape[1]))
     batch = BATCHES["a common beginning"]
     hidden_states(changed, batch)
     # behind the six shared tokens, all of each example but its last
     assert seen == [len(SHARED) + 8 + 13 + 2]
-    monkeypatch.setattr(packed, "_LONGEST", 10)
-    padded = hidden_states(changed, batch)  # longer rows stay padded, and give the same
+    monkeypatch.setattr(packed, "_PAIRS_BYTES", 0)
+    padded = hidden_states(changed, batch)  # what is too large stays padded, and gives the same
     assert seen[1:] == [batch.input_ids.shape[1]]
     monkeypatch.undo()
     assert torch.allclose(padded, hidden_states(changed, batch), atol=2e-5)
@@ -107,14 +109,15 @@ def test_attention_is_torchs(last: int) -> None:
         assert torch.allclose(mine.grad.double(), theirs.grad, atol=1e-4)
 
 
-def test_scores_stay_float32_under_bfloat16() -> None:
-    """A score of 40.1 among scores of 40 is lost in bfloat16, whose next number is 40.25."""
-    q = torch.tensor([1.0, 0.1]).view(1, 1, 1, 2)
-    k = torch.tensor([[40.0, 0.0], [40.0, 1.0]]).view(1, 2, 1, 2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_stay_float32_under_bfloat16(dtype: torch.dtype) -> None:
+    """A score of 40.125 among scores of 40 is lost in bfloat16, whose next number is 40.25."""
+    q = torch.tensor([1.0, 0.125], dtype=dtype).view(1, 1, 1, 2)
+    k = torch.tensor([[40.0, 0.0], [40.0, 1.0]], dtype=dtype).view(1, 2, 1, 2)
     v = torch.tensor([[0.0], [1.0]]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
     with precision(torch.bfloat16):
         seen = attention(q, k, v.contiguous())
-    assert float(seen[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-0.1)), abs=0.003)
+    assert float(seen[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-0.125)), abs=0.003)
 
 
 def test_a_saved_student_is_an_ordinary_one(teacher: LocalModel, tmp_path: Path) -> None:
@@ -124,8 +127,50 @@ def test_a_saved_student_is_an_ordinary_one(teacher: LocalModel, tmp_path: Path)
     assert "stillhouse" not in (tmp_path / "student" / "config.json").read_text()
 
 
-def test_a_window_is_left_to_torch(teacher: LocalModel) -> None:
+@pytest.mark.parametrize("setting", [{"sliding_window": 4}, {"attention_dropout": 0.1}])
+def test_what_packing_would_change_is_left_to_torch(
+    teacher: LocalModel, setting: dict[str, Any]
+) -> None:
     network = copy.deepcopy(teacher.network)
-    network.config.sliding_window = 4
+    vars(network.config).update(setting)
     read_packed(network)
     assert network.config._attn_implementation == "sdpa"
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "packable"),
+    [("Qwen3", True), ("Qwen2", True), ("Gemma", True), ("StableLm", False), ("Lfm2", False)],
+)
+def test_which_networks_can_be_packed_is_tried(name: str, packable: bool) -> None:
+    """StableLM's layers do not hand on what packing tells them; LFM2's convolve over tokens."""
+    torch.manual_seed(0)
+    kinds = {"layer_types": ["conv", "full_attention"]} if name == "Lfm2" else {}
+    config = getattr(transformers, f"{name}Config")(**SIZES, **kinds)
+    network = getattr(transformers, f"{name}ForCausalLM")(config).float()
+    batch = BATCHES["a common beginning"]
+    wanted = hidden_states(network, batch).detach()
+    read_packed(network)
+    assert (network.config._attn_implementation == packed._NAME) == packable
+    found = hidden_states(network, batch).detach()
+    assert float(torch.dist(found, wanted)) <= 1e-5 * float(wanted.norm())
+
+
+def test_a_network_is_as_it_was_behind_packing(teacher: LocalModel) -> None:
+    network = copy.deepcopy(teacher.network)
+    with packing(network):
+        assert network.config._attn_implementation == packed._NAME
+        ids = torch.tensor([[0, 0, 5, 6], [5, 6, 7, 8]])
+        mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+        places = (mask.cumsum(1) - 1).clamp_min(0)
+        with torch.no_grad():
+            ours = network(ids, attention_mask=mask, position_ids=places).logits
+    assert network.config._attn_implementation == "sdpa"
+    with torch.no_grad():  # a mask is not forgotten meanwhile
+        theirs = network(ids, attention_mask=mask, position_ids=places).logits
+    assert torch.allclose(ours[mask.bool()], theirs[mask.bool()], atol=1e-5)
