@@ -81,7 +81,7 @@ def heal(
 
 def _heal_layer(
     layer: Any, hidden: list[Tensor], wanted: list[Tensor],
-    where: list[dict[str, Any]],    rows: list[Tensor], width: int | None,
+    where: list[dict[str, Any]], rows: list[Tensor], width: int | None,
 ) -> list[Tensor]:  # fmt: skip
     """The layer's outputs after its correction."""
     matrix = layer.mlp.down_proj

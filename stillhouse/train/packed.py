@@ -111,7 +111,8 @@ def read_packed(network: Any) -> None:
     refused = ("sliding_window", "attention_dropout", "attn_pdrop")
     plain = not any(getattr(config, name, None) for name in refused)
     plain &= set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
-    if config._attn_implementation == "sdpa" and plain and weight.dtype == torch.float32:
+    plain &= weight.dtype == torch.float32 and weight.device.type == "cpu"
+    if config._attn_implementation == "sdpa" and plain:
         AttentionInterface.register(_NAME, attend)
         AttentionMaskInterface.register(_NAME, mask)
         wanted = _tried(network)
