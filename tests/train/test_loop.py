@@ -22,6 +22,7 @@ from stillhouse.report import Progress, Silent
 from stillhouse.train.loop import TrainReport, train
 
 QUICK = TrainSettings(
+    piece_tokens=2048,
     epochs=5, batch_tokens=150, learning_rate=2e-3, warmup_steps=2, precision="float32",
     validation_exchanges=4, validation_points=3,
 )  # fmt: skip
@@ -96,7 +97,7 @@ def test_the_student_is_a_plain_hugging_face_folder(finished: Path):
 def test_the_same_exchanges_give_bitwise_the_same_student(
     finished: Path, store: Path, teacher_folder: Path, tmp_path: Path
 ):
-    run(store, teacher_folder, tmp_path, checkpoint_seconds=0)
+    run(store, teacher_folder, tmp_path, checkpoint_seconds=0, piece_tokens=4096)
     assert same(weights(finished), weights(tmp_path))
 
 

@@ -120,6 +120,30 @@ def test_scores_stay_float32_under_bfloat16(dtype: torch.dtype) -> None:
     assert float(seen[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-0.125)), abs=0.003)
 
 
+def test_padded_attention_gets_float32_and_gives_the_same(
+    teacher: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.arange(3, 40)[None]
+    plain, changed = copy.deepcopy(teacher.network), copy.deepcopy(teacher.network)
+    read_packed(changed)
+    with torch.no_grad():
+        assert torch.allclose(plain(ids).logits, changed(ids).logits, atol=1e-5)
+    seen: list[tuple[torch.dtype, bool]] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, *rest: object, **more: object) -> torch.Tensor:
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return kernel(query, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    with torch.no_grad(), precision(torch.bfloat16):
+        changed(ids)
+        assert set(seen) == {(torch.float32, False)}
+        seen.clear()
+        plain(ids)
+        assert {casts for _, casts in seen} == {True}  # there the kernel is given bfloat16
+
+
 def test_a_saved_student_is_an_ordinary_one(teacher: LocalModel, tmp_path: Path) -> None:
     network = copy.deepcopy(teacher.network)
     read_packed(network)
