@@ -1,8 +1,9 @@
 """Stillhouse: distil a student, guard an API, audit a suspect.
 
 One documented entry per verb, resolved on first use: `stillhouse.collect(...)`,
-`stillhouse.train(...)` and `stillhouse.evaluate(...)` are the functions the command line calls. A
-verb's name is also its room's, so the room itself can be called.
+`stillhouse.train(...)`, `stillhouse.evaluate(...)` and `stillhouse.audit_twin(...)`,
+`.audit_watermark`, `.audit_identity`, `.audit_verify` are the functions the command line calls. A
+verb that has a room to itself bears its name, so the room itself can be called.
 """
 
 from __future__ import annotations
@@ -16,9 +17,30 @@ __version__ = "0.1.0"
 # verb (and room) -> the file in the room that holds the function of that name
 _VERBS = {"collect": "run", "evaluate": "fidelity", "train": "loop"}
 
-__all__ = ["__version__", "collect", "evaluate", "train"]
+# function -> its file and its name there
+_FUNCTIONS = {
+    "audit_identity": ("audit.identity_audit", "identity_audit"),
+    "audit_twin": ("audit.twin_audit", "twin_audit"),
+    "audit_verify": ("audit.verify", "verify"),
+    "audit_watermark": ("audit.watermark_audit", "watermark_audit"),
+}
+
+__all__ = [
+    "__version__",
+    "audit_identity",
+    "audit_twin",
+    "audit_verify",
+    "audit_watermark",
+    "collect",
+    "evaluate",
+    "train",
+]
 
 if TYPE_CHECKING:
+    from stillhouse.audit.identity_audit import identity_audit as audit_identity
+    from stillhouse.audit.twin_audit import twin_audit as audit_twin
+    from stillhouse.audit.verify import verify as audit_verify
+    from stillhouse.audit.watermark_audit import watermark_audit as audit_watermark
     from stillhouse.collect.run import collect
     from stillhouse.evaluate.fidelity import evaluate
     from stillhouse.train.loop import train
@@ -37,6 +59,9 @@ class Verb(ModuleType):
 
 def __getattr__(name: str) -> Any:
     """Resolve a verb on first use (PEP 562)."""
+    if name in _FUNCTIONS:
+        file, function = _FUNCTIONS[name]
+        return getattr(importlib.import_module(f"stillhouse.{file}"), function)
     if name not in _VERBS:
         raise AttributeError(f"module 'stillhouse' has no attribute {name!r}")
     return importlib.import_module(f"stillhouse.{name}")

@@ -66,6 +66,12 @@ class CollectSettings(Settings):
     """Stop after this many exchanges in the store; None asks every prompt."""
     samples_per_prompt: Count = 1
     """Answers drawn for each prompt."""
+    escrow: InputPath | None = None
+    """A folder for escrowed twins: each answer is drawn twice, a secret coin says which of the two
+    goes into the store, and the other is kept here, for `stillhouse audit twin`."""
+    watermark: InputPath | None = None
+    """A key file of `stillhouse audit key`: answers are marked with its green list while they are
+    drawn. Needs the local engine."""
     engine: Literal["auto", "llamacpp", "local"] = "auto"
     """What answers for a GGUF teacher: llama.cpp's server, or its weights de-quantised in torch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -11,11 +11,26 @@ import json
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stillhouse.errors import DataError
 
-__all__ = ["Progress", "Silent", "render", "write_report"]
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = [
+    "Progress",
+    "Silent",
+    "figure",
+    "markup",
+    "page_template",
+    "render",
+    "signed",
+    "stylesheet",
+    "visible",
+    "write_report",
+    "write_text",
+]
 
 
 class Progress(Protocol):
@@ -75,10 +90,11 @@ def write_report(run: Path, report: Mapping[str, Any]) -> tuple[Path, Path]:
         ) from None  # fmt: skip
     page = render(report)
     run.mkdir(parents=True, exist_ok=True)
-    return _write(run / "report.json", text + "\n"), _write(run / "report.html", page)
+    return write_text(run / "report.json", text + "\n"), write_text(run / "report.html", page)
 
 
-def _write(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
+    """The path, once the file is there; it is written whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     # A lone surrogate in a model's text has no UTF-8 form; its escape is what JSON calls it too.
     partial.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -88,23 +104,33 @@ def _write(path: Path, text: str) -> Path:
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report, as HTML; sections whose figures are missing are left out."""
-    import jinja2  # lazily: only reports pay
+    template = resources.files("stillhouse").joinpath("report.html.jinja")
+    return page_template(template.read_text("utf-8")).render(_view(report) | {"css": stylesheet()})
 
-    def load(name: str) -> str:
-        return resources.files("stillhouse").joinpath(name).read_text(encoding="utf-8")
+
+# ---- what every page is made with ----
+
+
+def page_template(source: str) -> Template:
+    """A template that escapes all it is given and writes figures as every page does."""
+    import jinja2  # lazily: only reports pay
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "figure": _figure, "signed": _signed, "count": _count, "millions": _millions,
-        "bytes": _bytes, "duration": _duration, "visible": _visible,
+        "figure": figure, "signed": signed, "count": _count, "millions": _millions,
+        "bytes": _bytes, "duration": _duration, "visible": visible,
     }  # fmt: skip
-    template = environment.from_string(load("report.html.jinja"))
-    return template.render(_view(report) | {"css": _safe(load("report.css"))})
+    return environment.from_string(source)
 
 
-def _safe(text: str) -> Any:
+def stylesheet() -> Any:
+    """The style that all pages share, as text the template leaves as it is."""
+    return markup(resources.files("stillhouse").joinpath("report.css").read_text("utf-8"))
+
+
+def markup(text: str) -> Any:
     """Text of our own making that the template leaves as it is."""
     from markupsafe import Markup
 
@@ -168,11 +194,11 @@ def _curves(curve: list[Mapping[str, Any]], held_out: Mapping[str, Any]) -> list
     kept_out = points("validation_loss") > 1
     drawn: list[dict[str, Any]] = []
     if points("loss") > 1:
-        svg = _safe(curve_svg(curve, "loss", beside="validation_loss"))
+        svg = markup(curve_svg(curve, "loss", beside="validation_loss"))
         note = "nats a token" + ("; blue: on answers kept out of training" if kept_out else "")
         drawn.append({"title": "Loss", "note": note, "svg": svg})
     if points("agreement") > 1:
-        svg = _safe(curve_svg(curve, "agreement", share=True, marks=marks))
+        svg = markup(curve_svg(curve, "agreement", share=True, marks=marks))
         note = f"share of tokens of {'kept-out' if kept_out else 'training'} answers"
         drawn.append({"title": "Same most likely token", "note": note, "svg": svg})
     return drawn
@@ -295,21 +321,38 @@ def _pairs(values: Mapping[str, Any] | None) -> str:
 
 # ---- how figures are written ----
 
+def _chance(value: float) -> str:
+    """A probability; small ones as powers of ten, and never as zero."""
+    if value >= 1e-3:
+        return f"{value:.3g}"
+    if value < 1e-300:
+        return "below 10" + "-300".translate(_RAISED)
+    factor, power = f"{value:.1e}".split("e")
+    return f"{factor} × 10{str(int(power)).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 _KINDS: dict[str, Callable[[float], str]] = {
     "share": lambda value: f"{100 * value:.1f} %",
     "percent": lambda value: f"{100 * value:.0f} %",
+    "fine": lambda value: f"{100 * value:.2f} %",
     "nats": lambda value: f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}",
     "ece": lambda value: f"{value:.3f}",
     "times": lambda value: f"{value:.2f}",
     "rate": lambda value: f"{value:.1f}",
+    "chance": _chance,
 }
 
 
-def _figure(value: float, kind: str) -> str:
+def figure(value: float, kind: str) -> str:
+    """A number as pages write it; `kind` is one of share, percent, fine (a share to a hundredth of
+    a percent), nats, ece, times, rate and chance (a probability).
+    """
     return _KINDS[kind](value)
 
 
-def _signed(value: float, kind: str) -> str:
+def signed(value: float, kind: str) -> str:
     """With its sign; shares as points of a hundred."""
     text = _KINDS[kind](abs(value)).removesuffix(" %")
     return ("−" if value < 0 else "+") + text + (" points" if kind == "share" else "")
@@ -339,7 +382,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text with control characters shown as their symbols; nothing is dropped."""
     return "".join(
         chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else "\u2421" if c == "\x7f" else c

@@ -13,6 +13,9 @@ from pathlib import Path
 import docstring_parser
 import pytest
 
+from stillhouse.audit.identity import IdentitySettings
+from stillhouse.audit.radioactivity import WatermarkSettings
+from stillhouse.audit.settings import TwinSettings
 from stillhouse.config import Recipe, Settings
 from tests.exchange_page import PAGE, fresh_page
 
@@ -24,7 +27,11 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-VERBS = ["distill", "collect", "train", "evaluate", "report", "chat", "models"]
+VERBS = [
+    "distill", "collect", "train", "evaluate", "report", "chat", "models", "audit twin",
+    "audit watermark", "audit identity", "audit change", "audit verify", "audit redact",
+    "audit reveal", "audit key",
+]  # fmt: skip
 
 
 def type_words(hint: object) -> str:
@@ -55,11 +62,31 @@ def explanations(kind: type[Settings]) -> dict[str, str]:
 
 def recipe_page() -> str:
     """`docs/recipe.md`, made from the settings classes."""
-    lines = [
-        "# Settings of a recipe", "",
-        "Made from `stillhouse/config.py` by `make docs`. Keys can be set on the command line too:",
-        "`stillhouse distill RECIPE.yaml train.epochs=3`. Unknown keys are refused.", "",
-    ]  # fmt: skip
+    return settings_page(
+        [
+            "# Settings of a recipe", "",
+            "Made from `stillhouse/config.py` by `make docs`. Keys can be set on the command line "
+            "too:", "`stillhouse distill RECIPE.yaml train.epochs=3`. Unknown keys are refused.",
+        ],
+        {"The recipe": Recipe},
+    )  # fmt: skip
+
+
+def audit_page() -> str:
+    """`docs/audit-settings.md`, made from the settings classes."""
+    return settings_page(
+        [
+            "# Settings of audits", "",
+            "Made from `stillhouse/audit/` by `make docs`. Each is an option of its command:",
+            "`stillhouse audit twin --prefix-tokens 8`. What they mean: [audit.md](audit.md).",
+        ],
+        AUDITS,
+    )  # fmt: skip
+
+
+def settings_page(head: list[str], kinds: dict[str, type[Settings]]) -> str:
+    """A page of tables, one for each settings class and those inside it."""
+    lines = [*head, ""]
 
     def section(kind: type[Settings], title: str, prefix: str) -> None:
         lines.extend(
@@ -81,11 +108,21 @@ def recipe_page() -> str:
         for annotation, name in inner:
             section(annotation, f"`{name}`", f"{name}.")
 
-    section(Recipe, "The recipe", "")
+    for title, kind in kinds.items():
+        section(kind, title, "")
     return "\n".join(lines)
 
 
-GENERATED = {ROOT / "docs" / "recipe.md": recipe_page, PAGE: fresh_page}
+AUDITS = {
+    "`stillhouse audit twin`": TwinSettings,
+    "`stillhouse audit watermark`": WatermarkSettings,
+    "`stillhouse audit identity`": IdentitySettings,
+}
+GENERATED = {
+    ROOT / "docs" / "recipe.md": recipe_page,
+    ROOT / "docs" / "audit-settings.md": audit_page,
+    PAGE: fresh_page,
+}
 
 
 @pytest.mark.parametrize("path", GENERATED, ids=lambda p: p.name)
@@ -102,7 +139,8 @@ def test_every_setting_is_explained() -> None:
             else:
                 assert explanations(kind).get(name), f"{kind.__name__}.{name} has no docstring"
 
-    check(Recipe)
+    for kind in (Recipe, *AUDITS.values()):
+        check(kind)
 
 
 def test_readme_keeps_its_length() -> None:

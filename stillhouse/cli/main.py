@@ -41,6 +41,19 @@ models.command("stillhouse.cli.models:list_models", name="list", help="The model
 models.command("stillhouse.cli.models:pull", name="pull", help="Fetch a model's weights once.")
 models.command("stillhouse.cli.models:show", name="show", help="Everything known about a model.")
 app.command(models)
+audit = cyclopts.App(name="audit", help="Test what a suspect was trained on; verify evidence.")
+for _name, _target, _line in (
+    ("twin", "audit_twin:twin", "Does a suspect lean to the answers that were served?"),
+    ("watermark", "audit_watermark:watermark", "Does a suspect carry a served watermark?"),
+    ("identity", "audit_identity:identity", "Who does a suspect say it is, beside controls?"),
+    ("change", "audit_identity:change", "What changed between two identity audits?"),
+    ("verify", "audit_bundle:verify", "Recompute every number of a bundle from its raw lines."),
+    ("redact", "audit_bundle:redact", "Copy a bundle with some raw lines withheld."),
+    ("reveal", "audit_bundle:reveal", "Show the coins of some escrowed pairs."),
+    ("key", "audit_watermark:key", "Make a watermark's secret key."),
+):
+    audit.command(f"stillhouse.cli.{_target}", name=_name, help=_line)
+app.command(audit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

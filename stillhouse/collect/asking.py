@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from stillhouse.collect.keeping import Failures, Keeper
+from stillhouse.collect.keeping import Divided, Failures, Keeper
 from stillhouse.collect.plan import Plan
 from stillhouse.config import CollectSettings
 from stillhouse.errors import ModelError
@@ -38,7 +38,7 @@ class Asking:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Divided,
         failures: Failures,
         settings: CollectSettings,
         plan: Plan,

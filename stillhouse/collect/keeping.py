@@ -13,7 +13,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +21,12 @@ from typing import Any, Self
 
 from stillhouse.config import CollectSettings
 from stillhouse.errors import ConfigError, StoreError
+from stillhouse.escrow import Escrow
 from stillhouse.exchange import Exchange
 from stillhouse.models.base import Failure
 from stillhouse.store import Store
 
-__all__ = ["Failures", "Keeper", "Origin"]
+__all__ = ["Divided", "Failures", "Keeper", "Origin"]
 
 # Answers that may wait for the disk before the asking does: enough to share one fsync among many,
 # few enough to lose little.
@@ -40,7 +41,7 @@ class Keeper:
     `put` and `flush` are called from one thread.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store | Divided) -> None:
         """Write into an open store."""
         self._store = store
         self._waiting: list[Exchange] = []
@@ -101,6 +102,40 @@ class Keeper:
         except StoreError:
             if kind is None:
                 raise
+
+
+class Divided:
+    """A store and an escrow as one place for answers: the escrow's coin says where each belongs."""
+
+    def __init__(self, store: Store, escrow: Escrow, twins: Store) -> None:
+        """Both are open."""
+        self.path, self._store, self._escrow, self._twins = store.path, store, escrow, twins
+
+    def append_many(self, exchanges: Iterable[Exchange]) -> int:
+        """How many were new; on the disk, in either store, when this returns.
+
+        Raises:
+            StoreError: the disk did not take them all.
+        """
+        here: list[Exchange] = []
+        there: list[Exchange] = []
+        for exchange in exchanges:
+            (here if self._escrow.serves(exchange) else there).append(exchange)
+        return self._store.append_many(here) + self._twins.append_many(there)
+
+    def seal(self) -> None:
+        """Both stores are sealed, and every pair is committed to."""
+        self._store.seal()
+        self._twins.seal()
+        self._escrow.commit(self._store)
+
+    def keys(self) -> set[str]:
+        """The `key` of every answer in either."""
+        return self._store.keys() | self._twins.keys()
+
+    def __len__(self) -> int:
+        """Answers in both."""
+        return len(self._store) + len(self._twins)
 
 
 class Failures:
@@ -191,6 +226,21 @@ class Origin:
             begun_with = self.known.get(name)
             if begun_with is not None and getattr(settings, name) != begun_with:
                 self._refuse(name, getattr(settings, name), begun_with)
+
+    def refuse_other_secret(self, what: str, fingerprint: str | None) -> None:
+        """Nothing, when the store is empty or was begun with this secret (None: without one).
+
+        Args:
+            what: escrow, of which half the answers would be the wrong ones of their pairs, or
+                watermark, without which or under another of which some answers would be.
+            fingerprint: the hash of its key.
+
+        Raises:
+            ConfigError: it was begun with another or none.
+        """
+        begun_with = self.known.get(what)
+        if self.known and begun_with != fingerprint:
+            self._refuse(f"{what} key", fingerprint or "none", begun_with or "none")
 
     def refuse_other_model(self, model: str) -> None:
         """Nothing, when the store is empty or holds this model's answers.

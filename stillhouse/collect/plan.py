@@ -36,7 +36,7 @@ class Plan:
     duplicates: int
     """Records that ask the same as an earlier one."""
     requests: int
-    """Prompts times samples, before the budget."""
+    """Prompts times samples, twice that with an escrow; before the budget."""
     already_there: int
     """Requests whose answer is in the store."""
     refused_before: int
@@ -86,10 +86,12 @@ class Questions:
 
     def __iter__(self) -> Iterator[Request]:
         """Every request, made as it is drawn, every setting explicit."""
-        for index in range(self._settings.samples_per_prompt):
+        drawn = _drawn(self._settings)
+        for sample in range(self._settings.samples_per_prompt):
             for request in self._bare:
-                sampling = self._sampling(request, index)
-                yield dataclasses.replace(request, sampling=sampling)
+                for index in range(drawn * sample, drawn * (sample + 1)):
+                    sampling = self._sampling(request, index)
+                    yield dataclasses.replace(request, sampling=sampling)
 
     def _sampling(self, request: Request, index: int) -> Sampling:
         settings = self._settings
@@ -108,9 +110,14 @@ class Questions:
         )
 
 
+def _drawn(settings: CollectSettings) -> int:
+    """Answers drawn for each one that is served: a second one is the escrow's twin."""
+    return 2 if settings.escrow else 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What a store holds before a collection."""
+    """What a store, and the escrow beside it, hold before a collection."""
 
     path: Path
     keys: Set[str] = frozenset()
@@ -143,7 +150,7 @@ def make_plan(
     refused = sum(key in held.refused and key not in held.keys for key in keys)
     to_ask = len(keys) - there - refused
     if settings.exchanges is not None:
-        to_ask = max(0, min(to_ask, settings.exchanges - held.rows))
+        to_ask = max(0, min(to_ask, _drawn(settings) * settings.exchanges - held.rows))
     tokens = None if held.tokens_per_answer is None else round(to_ask * held.tokens_per_answer)
     rate = held.tokens_per_s
     return Plan(

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillhouse.collect.asking import Asking
-from stillhouse.collect.keeping import Failures, Origin
+from stillhouse.collect.keeping import Divided, Failures, Origin
 from stillhouse.collect.plan import Held, Plan, Questions, left_to_ask, make_plan
 from stillhouse.config import CollectSettings
-from stillhouse.errors import CapabilityError, ModelError
+from stillhouse.errors import CapabilityError, ConfigError, ModelError
+from stillhouse.escrow import Escrow
 from stillhouse.exchange import Request, Terms
 from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.prompts import Prompts, prompt_files, read_prompts
 from stillhouse.report import Progress, Silent
 from stillhouse.store import Store
 from stillhouse.terms import gate
+from stillhouse.watermark import Watermark, read_key
 
 __all__ = ["CollectReport", "collect", "plan"]
 
@@ -78,11 +81,20 @@ def plan(
         DataError: the prompts or the store cannot be used.
     """
     terms = _terms(settings, teacher, runs)
-    prompts = read_prompts(settings.prompts, max_rejected=settings.max_rejected, exclude=[store])
+    prompts = read_prompts(
+        settings.prompts, max_rejected=settings.max_rejected, exclude=_own(settings, store)
+    )
     held = Held(path=store)
     if (store / "store.json").exists():
         with Store(store, "r") as opened:
-            held = _held(opened, Origin(opened), Failures(store), settings)
+            origin = Origin(opened)
+            held = _held(opened, origin, Failures(store), settings)
+            if settings.escrow is not None:
+                escrow = Escrow.open(settings.escrow)
+                origin.refuse_other_secret("escrow", escrow.fingerprint)
+                with Store(escrow.twins, "r") as twins:
+                    both = Divided(opened, escrow, twins)
+                    held = dataclasses.replace(held, keys=both.keys(), rows=len(both))
     questions = Questions(prompts.prompts, settings, terms)
     return make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
 
@@ -112,28 +124,38 @@ def collect(
             bounded repetition. What was answered is kept; running again asks for the rest.
     """
     terms = _terms(settings, teacher, runs)
-    prompt_files(settings.prompts, [store])  # a wrong path is said before a store is made
-    with Store(store) as kept:
-        origin, failures = Origin(kept), Failures(store)
+    own = _own(settings, store)
+    prompt_files(settings.prompts, own)  # a wrong path is said before a store is made
+    with ExitStack() as open_stores:
+        kept = served = open_stores.enter_context(Store(store))
+        origin, failures = Origin(served), Failures(store)
+        escrow = Escrow.begin(settings.escrow) if settings.escrow else None
+        origin.refuse_other_secret("escrow", escrow.fingerprint if escrow else None)
+        mark = _mark(settings, teacher)
+        origin.refuse_other_secret("watermark", mark.commitment if mark else None)
+        if escrow is not None:
+            twins = open_stores.enter_context(Store(escrow.twins))
+            kept = Divided(served, escrow, twins)
+            progress.say(f"escrow {escrow.folder}: publish its key's hash {escrow.fingerprint}")
         held = _held(kept, origin, failures, settings)
         prompts = read_prompts(
             settings.prompts, rejects=store / "rejects.jsonl",
-            max_rejected=settings.max_rejected, exclude=[store],
+            max_rejected=settings.max_rejected, exclude=own,
         )  # fmt: skip
         questions = Questions(prompts.prompts, settings, terms)
         work = make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
-        _announce(work, prompts, kept.torn, progress)
+        _announce(work, prompts, served.torn, progress)
         asking = Asking(kept, failures, settings, work, progress)
         # Another spec may name the same model; only the model itself can tell.
         if work.to_ask or not origin.is_from(teacher):
-            _ask(asking, origin, left_to_ask(questions, held), runs)
+            _ask(asking, origin, left_to_ask(questions, held), runs, escrow, mark)
         if asking.answered:
             kept.seal()  # what is complete may be read by anything that reads Parquet
         return CollectReport(
             teacher=teacher, model=origin.known.get("model"), terms=terms, store=store,
             prompts=work.prompts, rejected=work.rejected, duplicates=work.duplicates,
             already_there=work.already_there, asked=asking.asked, answered=asking.answered,
-            failed=failures.by_reason(), exchanges=len(kept), tokens=asking.tokens,
+            failed=failures.by_reason(), exchanges=len(served), tokens=asking.tokens,
             seconds=asking.seconds, tokens_per_s=asking.tokens_per_s,
         )  # fmt: skip
 
@@ -144,7 +166,33 @@ def _terms(settings: CollectSettings, teacher: str, runs: Path) -> Terms:
     return gate(teacher, authorisation=settings.authorisation, runs=runs)
 
 
-def _held(store: Store, origin: Origin, failures: Failures, settings: CollectSettings) -> Held:
+def _mark(settings: CollectSettings, teacher: str) -> Watermark | None:
+    """The watermark that answers are marked with, where one is asked for.
+
+    Raises:
+        ConfigError: the teacher is not sampled in this process.
+        DataError: the key cannot be read.
+    """
+    if settings.watermark is None:
+        return None
+    kind = parse_spec(teacher).kind
+    if kind in {"endpoint", "scripted"} or settings.engine == "llamacpp":
+        raise ConfigError(
+            f"watermark {settings.watermark}", f"the teacher '{teacher}', which others sample",
+            "one that the local engine samples: weights, gguf:, hf: or run:",
+            "Leave the watermark out, or take the weights",
+        )  # fmt: skip
+    return read_key(settings.watermark)
+
+
+def _own(settings: CollectSettings, store: Path) -> list[Path]:
+    """Folders of ours, which are no prompt files."""
+    return [store] if settings.escrow is None else [store, settings.escrow]
+
+
+def _held(
+    store: Store | Divided, origin: Origin, failures: Failures, settings: CollectSettings
+) -> Held:
     origin.refuse_other_settings(settings)
     return Held(
         path=store.path, keys=store.keys(), refused=failures.for_good, rows=len(store),
@@ -191,7 +239,14 @@ def _announce(work: Plan, prompts: Prompts, torn: int, progress: Progress) -> No
     )
 
 
-def _ask(asking: Asking, origin: Origin, todo: Iterator[Request], runs: Path) -> None:
+def _ask(
+    asking: Asking,
+    origin: Origin,
+    todo: Iterator[Request],
+    runs: Path,
+    escrow: Escrow | None,
+    mark: Watermark | None,
+) -> None:
     """Load the model, ask it, and write down how it went, however it ended."""
     settings, work, progress = asking.settings, asking.plan, asking.progress
     progress.start(f"loading {work.teacher}")
@@ -199,17 +254,20 @@ def _ask(asking: Asking, origin: Origin, todo: Iterator[Request], runs: Path) ->
     with open_model(
         work.teacher,
         need=need,
-        engine=settings.engine,
+        engine="local" if mark and settings.engine == "auto" else settings.engine,
         precision=settings.precision,
         slots=settings.concurrency,
         runs=runs,
         progress=progress,
+        **({"watermark": mark} if mark else {}),
     ) as model:
         progress.finish(model.name)
         origin.refuse_other_model(model.name)
         origin.write(
             teacher=work.teacher, model=model.name, engine=settings.engine,
             precision=settings.precision, top_logprobs=settings.top_logprobs,
+            **({"escrow": escrow.fingerprint} if escrow else {}),
+            **({"watermark": mark.commitment} if mark else {}),
         )  # fmt: skip
         try:
             asking.ask(model, todo)

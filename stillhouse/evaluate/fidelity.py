@@ -27,13 +27,14 @@ from stillhouse.evaluate.held_out import (
     requests_for,
     sampling_words,
 )
-from stillhouse.evaluate.identity import aliases, identity_report, identity_requests, names
+from stillhouse.evaluate.identity import identity_report, identity_requests
 from stillhouse.evaluate.kept import Rows, kept, weights_bytes, weights_hash, weights_parameters
 from stillhouse.evaluate.speed import compare_speed
 from stillhouse.exchange import Exchange
 from stillhouse.models import open_model
 from stillhouse.models.base import Model, Need, Scored
 from stillhouse.models.local_network import matmul_dtype
+from stillhouse.naming import aliases, names
 from stillhouse.report import Progress, Silent
 from stillhouse.terms import check
 

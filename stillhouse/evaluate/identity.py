@@ -8,8 +8,6 @@ of what a model was trained on.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,16 +16,15 @@ import numpy as np
 from stillhouse.config import EvaluateSettings
 from stillhouse.evaluate.held_out import at_temperature_1
 from stillhouse.exchange import Exchange, Request, Terms, message
+from stillhouse.naming import names
 from stillhouse.stats import clustered_share
 
 __all__ = [
     "GROUPS",
     "MAX_TOKENS",
     "QUESTIONS",
-    "aliases",
     "identity_report",
     "identity_requests",
-    "names",
     "shares",
 ]
 
@@ -87,55 +84,6 @@ def identity_requests(settings: EvaluateSettings, terms: Terms | None = None) ->
         for index, (group, text) in enumerate(questions)
         for sample in range(samples)
     ]
-
-
-# A name shorter than this, or one of these words, would be found in answers that name nobody.
-_SHORTEST = 3
-_COMMON = frozenset(
-    [
-        "student",
-        "teacher",
-        "model",
-        "assistant",
-        "chat",
-        "instruct",
-        "base",
-        "quickstart",
-        "tiny",
-        "small",
-        "large",
-        "mini",
-        "the",
-        "gguf",
-    ]
-)
-
-
-def aliases(name: str) -> tuple[str, ...]:
-    """The forms of a model's name that count as naming it, the whole name first.
-
-    The name without its file ending and owner, and its stem: 'SmolLM2-135M-Instruct' is also named
-    by 'SmolLM2' and 'SmolLM'. Words that name no model ('student', 'chat') are never a form.
-    """
-    whole = re.sub(r"\.gguf$", "", name.rsplit("/", 1)[-1].strip(), flags=re.IGNORECASE)
-    first = re.split(r"[\s\-_:.]", whole, maxsplit=1)[0]
-    stem = re.sub(r"\d+$", "", first)
-    forms = [whole, first, stem]
-    return tuple(
-        dict.fromkeys(f for f in forms if len(f) >= _SHORTEST and f.casefold() not in _COMMON)
-    )
-
-
-def names(text: str, forms: Sequence[str]) -> bool:
-    """Whether the text names one of the forms, whatever the case and the marks between words."""
-    plain = _plain(text)
-    return any(re.search(rf"(?<![^\W_]){re.escape(_plain(form))}", plain) for form in forms)
-
-
-def _plain(text: str) -> str:
-    """Lower case, accents folded, runs of spaces, hyphens and underscores one space."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"[\s\-‐‑–_]+", " ", folded).strip()
 
 
 def shares(

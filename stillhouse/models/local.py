@@ -29,6 +29,8 @@ from stillhouse.models.local_general import GeneralNetwork
 from stillhouse.models.local_network import Network, matmul_dtype
 from stillhouse.models.local_sampler import Finished, Job, Limits, sample
 from stillhouse.models.local_text import ChatText
+from stillhouse.models.local_watermark import make_mark
+from stillhouse.watermark import Watermark
 
 __all__ = ["LocalModel", "hub_folder"]
 
@@ -73,6 +75,8 @@ class LocalModel:
         name: str | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "float32",
         limits: Limits | None = None,
+        watermark: Watermark | None = None,
+        synthid: Any = None,
     ) -> None:
         """Read the folder's configuration and tokenizer; weights are read when first needed.
 
@@ -84,8 +88,14 @@ class LocalModel:
                 some hundredths of a nat; `Logprobs.engine` says which it was. 'auto' takes it where
                 the processor has instructions for it.
             limits: how much may be in flight.
+            watermark: a keyed green list that answers are marked with. Log-probabilities, recorded
+                or scored, stay the model's own, before any mark; the label `watermark` of each
+                exchange names the key by its commitment.
+            synthid: a `transformers.SynthIDTextWatermarkingConfig`, to mark answers with instead.
+                Slow where no top_k, top_p or min_p cuts: every key is hashed with every token.
 
         Raises:
+            ConfigError: both marks, or one that does not fit the model.
             ModelError: the folder holds no causal language model that transformers can read.
         """
         self.spec, self.name = spec, name or spec
@@ -94,6 +104,7 @@ class LocalModel:
         self._config = self._read_config()
         self.text = ChatText(path, spec)
         self.tokenizer: Any = self.text.tokenizer
+        self._mark = make_mark(watermark, synthid, self.text.vocabulary_hash, f"model '{spec}'")
         self.capabilities = Capabilities(
             text=True,
             top_logprobs=self._config["vocab_size"],
@@ -153,6 +164,10 @@ class LocalModel:
         """The answer's token ids, end of turn included where it ended (`ChatText.answer_ids`)."""
         return self.text.answer_ids(exchange)
 
+    def prefix(self, exchange: Exchange, tokens: int) -> str | None:
+        """The text of an answer's first tokens, to be continued (`ChatText.prefix`)."""
+        return self.text.prefix(exchange, tokens)
+
     # ---- answering ----
 
     def answer(
@@ -173,7 +188,9 @@ class LocalModel:
                 except ModelError as problem:
                     failures.append(Failure(request, problem, retryable=False))
 
-        for finished in sample(self.engine, jobs(), self.text.ends, top_logprobs, self._limits):
+        for finished in sample(
+            self.engine, jobs(), self.text.ends, top_logprobs, self._limits, self._mark
+        ):
             while failures:
                 yield failures.popleft()
             yield self._exchange(finished, top_logprobs)
@@ -227,7 +244,9 @@ class LocalModel:
             output_tokens=len(done.tokens),
             logprobs=logprobs,
             terms=request.terms,
-            labels=request.labels,
+            labels={**request.labels, "watermark": self._mark.label}
+            if self._mark
+            else request.labels,
         )
 
     # ---- given text ----

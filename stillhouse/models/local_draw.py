@@ -1,10 +1,10 @@
 """Drawing the next token: logits in; tokens and log-probabilities out.
 
-The log-probabilities are the model's own, before temperature and truncation. The draw inverts the
-cumulative distribution at one uniform number per token, so a row's answer depends on its own logits
-and numbers only. The vocabulary is gone through in blocks: the most likely tokens lie in the blocks
-with the highest maxima, and a cumulative sum is needed inside one block only; both are exact, and
-several times faster than over the whole width.
+The log-probabilities are the model's own, before temperature, truncation and any watermark. The
+draw inverts the cumulative distribution at one uniform number per token, so a row's answer depends
+on its own logits and numbers only. The vocabulary is gone through in blocks: the most likely tokens
+lie in the blocks with the highest maxima, and a cumulative sum is needed inside one block only;
+both are exact, and several times faster than over the whole width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from stillhouse.exchange import Request, Sampling
 
-__all__ = ["Drawn", "Shape", "draw", "most_likely", "uniforms"]
+__all__ = ["Drawn", "Shape", "draw", "most_likely", "survivors", "uniforms"]
 
 _BLOCK = 64  # 768 blocks of 64 at 49,152 words: both levels are small
 _NUCLEUS = 1024  # most likely tokens looked at first for top_p; all of them where these fall short
@@ -118,11 +118,35 @@ def _block_sums(weights: torch.Tensor) -> torch.Tensor:
 
 
 def draw(
-    logits: torch.Tensor, numbers: npt.NDArray[np.float64], shapes: Sequence[Shape], top: int = 0
+    logits: torch.Tensor,
+    numbers: npt.NDArray[np.float64],
+    shapes: Sequence[Shape],
+    top: int = 0,
+    marked: torch.Tensor | None = None,
 ) -> Drawn:
     """One token for each row of logits (N, V) by its number (N,) and shape, and `top` candidates.
 
-    Equal logits keep the order in which `topk` finds them.
+    Equal logits keep the order in which `topk` finds them. Where `marked` (N, V) is given, tokens
+    are drawn from it; log-probabilities and candidates stay those of `logits`.
+    """
+    if marked is None:
+        tokens, values, ids, normaliser = _pick(logits, numbers, shapes, top)
+    else:
+        tokens, normaliser = _pick(marked, numbers, shapes, 0)[0], None
+        values, ids = most_likely(logits, min(max(top, 1), logits.shape[1]))
+    if normaliser is None:
+        normaliser = log_normaliser(logits, values[:, :1])
+    chosen = logits.gather(1, tokens[:, None]).double() - normaliser
+    return Drawn(
+        tokens, chosen[:, 0].float(), ids[:, :top], (values.double() - normaliser)[:, :top].float()
+    )
+
+
+def _pick(
+    logits: torch.Tensor, numbers: npt.NDArray[np.float64], shapes: Sequence[Shape], top: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(N,) tokens; the likeliest logits (N, K) and where they stand, for at least `top`; and the
+    log-normalisers (N, 1), where the draw gave them for nothing.
     """
     cuts = [s.top_k for s in shapes if s.temperature > 0 and s.top_k <= _NUCLEUS]
     values, ids = most_likely(logits, min(max(top, 1, *cuts), logits.shape[1]))
@@ -133,7 +157,6 @@ def draw(
     heat = temperatures.masked_fill(temperatures == 0, 1.0)
     shifted = logits - largest if plain else (logits - largest) / heat
     tokens, mass = _invert(shifted.exp_(), uniform)
-    normaliser = largest.double() + mass.log() if plain else log_normaliser(logits, largest)
     for shape in set(shapes):
         rows = [row for row, own in enumerate(shapes) if own == shape]
         if shape.temperature == 0:
@@ -144,10 +167,7 @@ def draw(
         elif shape.truncates:
             for row in rows:
                 tokens[row] = _truncated(logits[row], float(numbers[row]), shape)
-    chosen = logits.gather(1, tokens[:, None]).double() - normaliser
-    return Drawn(
-        tokens, chosen[:, 0].float(), ids[:, :top], (values.double() - normaliser)[:, :top].float()
-    )
+    return tokens, values, ids, largest.double() + mass.log() if plain else None
 
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,9 +205,21 @@ def _among(
 
 def _truncated(logits: torch.Tensor, number: float, shape: Shape) -> int:
     """A token of one row (V,) from what top_k, top_p and min_p leave of it."""
+    ids, weights = survivors(logits, shape)
+    running = weights.cumsum(0)
+    at = int(torch.searchsorted(running, number * running[-1], right=True))
+    return int(ids[min(at, len(ids) - 1)])
+
+
+def survivors(logits: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """What temperature, top_k, top_p and min_p leave of one row (V,): token ids (M,), and float64
+    weights (M,) in the ratio of their probabilities; likeliest first where something may be cut.
+    """
     scaled = logits.double() / shape.temperature
     total = float((scaled - scaled.max()).exp().sum())
     width = len(scaled)
+    if not shape.truncates:
+        return torch.arange(width), (scaled - scaled.max()).exp()
     for reach in (min(shape.top_k or _NUCLEUS, width), width):
         values, ids = scaled.topk(reach)
         weights = (values - values[0]).exp()
@@ -197,7 +229,4 @@ def _truncated(logits: torch.Tensor, number: float, shape: Shape) -> int:
         kept[0] = True  # top_p 0 leaves the likeliest
         if shape.top_k or reach == width or not bool(kept[-1]):
             break  # everything that may be kept has been seen
-    weights = weights * kept
-    running = weights.cumsum(0)
-    at = int(torch.searchsorted(running, number * running[-1], right=True))
-    return int(ids[min(at, int(kept.nonzero()[-1]))])
+    return ids[kept], weights[kept]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,24 @@ import torch
 from stillhouse.models.local_draw import Drawn, Shape, draw
 from stillhouse.models.local_network import Network, Wave
 
-__all__ = ["Finished", "Job", "Limits", "sample"]
+__all__ = ["Finished", "Job", "Limits", "Mark", "Row", "sample"]
 
 W = TypeVar("W", bound=Wave)
+
+Row = tuple[Sequence[int], npt.NDArray[np.int32]]
+"""A row's prompt and its answer so far."""
+
+
+class Mark(Protocol):
+    """A watermark, put on what tokens are drawn from (`local_watermark.py`)."""
+
+    def __call__(
+        self, logits: torch.Tensor, rows: Sequence[Row], shapes: Sequence[Shape]
+    ) -> tuple[torch.Tensor, Sequence[Shape]]:
+        """The logits (N, V) to draw each row's token from, and how they are still to be shaped; the
+        very logits that were given, where nothing is marked.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +136,13 @@ class _Flight(Generic[W]):
             self.top_ids[span].copy(), self.top[span].copy(),
         )  # fmt: skip
 
+    def rows(self) -> list[Row]:
+        """Prompt and answer so far of each row alive."""
+        return [
+            (self.jobs[place].prompt, self.tokens[place, : self.step])
+            for place in self.places.tolist()
+        ]
+
     def last(self) -> torch.Tensor:
         """(rows alive,) the token each row took last."""
         return torch.from_numpy(self.tokens[self.places, self.step - 1]).long()
@@ -132,16 +154,18 @@ def sample(
     ends: frozenset[int],
     top: int = 0,
     limits: Limits = Limits(),
+    mark: Mark | None = None,
 ) -> Iterator[Finished]:
     """Finished jobs as they end, in any order, with the `top` likeliest tokens of each position.
 
-    At most twice `limits.rows` jobs are drawn ahead of what has been yielded.
+    Log-probabilities and likeliest tokens are the network's own, whatever the `mark`. At most twice
+    `limits.rows` jobs are drawn ahead of what has been yielded.
     """
     coming = iter(jobs)
     waiting: list[Job] = []
     flights: list[_Flight[W]] = []
     while True:
-        for flight, drawn in _admit(network, coming, waiting, flights, top, limits):
+        for flight, drawn in _admit(network, coming, waiting, flights, top, limits, mark):
             yield from flight.take(drawn, ends)
         flights[:] = [flight for flight in flights if len(flight.places)]
         if not flights:
@@ -150,14 +174,24 @@ def sample(
             continue
         tokens = torch.cat([flight.last() for flight in flights])
         logits = network.step([flight.wave for flight in flights], tokens)
-        numbers = np.concatenate([f.numbers[f.places, f.step] for f in flights])
-        shapes = [f.jobs[place].shape for f in flights for place in f.places.tolist()]
-        drawn, first = draw(logits, numbers, shapes, top), 0
+        drawn, first = _draw(flights, logits, top, mark), 0
         del logits
         for flight in flights:
             rows = slice(first, first := first + len(flight.places))
             yield from flight.take(Drawn(*(column[rows] for column in drawn)), ends)
         flights[:] = [flight for flight in flights if len(flight.places)]
+
+
+def _draw(
+    flights: Sequence[_Flight[W]], logits: torch.Tensor, top: int, mark: Mark | None
+) -> Drawn:
+    """The next token of every row alive, by its own number and shape."""
+    numbers = np.concatenate([f.numbers[f.places, f.step] for f in flights])
+    shapes = [f.jobs[place].shape for f in flights for place in f.places.tolist()]
+    if mark is None:
+        return draw(logits, numbers, shapes, top)
+    marked, left = mark(logits, [row for f in flights for row in f.rows()], shapes)
+    return draw(logits, numbers, left, top, None if marked is logits else marked)
 
 
 def _admit(
@@ -167,6 +201,7 @@ def _admit(
     flights: list[_Flight[W]],
     top: int,
     limits: Limits,
+    mark: Mark | None,
 ) -> Iterator[tuple[_Flight[W], Drawn]]:
     """Waves that begin now, as rows and memory allow, each with its first draw."""
     while True:
@@ -186,7 +221,7 @@ def _admit(
         longest = max(len(job.prompt) for job in group)
         flight.reserved_bytes = len(group) * (longest + room) * network.position_bytes
         flights.append(flight)
-        yield flight, draw(logits, flight.numbers[:, 0], [job.shape for job in group], top)
+        yield flight, _draw([flight], logits, top, mark)
 
 
 def _alike(

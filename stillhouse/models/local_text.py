@@ -60,6 +60,8 @@ class ChatText:
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """Prompt token ids by the model's chat template, generation prompt included.
 
+        A last message of the assistant's is the beginning of the answer and is continued.
+
         Raises:
             ModelError: no template, a content part that is not text, or messages that the template
                 refuses.
@@ -68,6 +70,8 @@ class ChatText:
 
         if not self.tokenizer.chat_template:
             raise self._refused("has no chat template", "a template in its tokenizer")
+        if len(messages) > 1 and messages[-1].role == "assistant" and not messages[-1].tool_calls:
+            return self.render(messages[:-1], tools) + self.ids(messages[-1].text)
         try:
             ids = self.tokenizer.apply_chat_template(
                 [self._plain(message) for message in messages],
@@ -110,13 +114,32 @@ class ChatText:
         ):
             ids = [int(token) for token in kept.token_ids]
         else:
-            text = exchange.response.text or ""
-            ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            ids = self.ids(exchange.response.text or "")
         end = self.end_of_turn
         ended = exchange.finish_reason == "stop" and not exchange.sampling.stop
         if ended and end is not None and not (ids and ids[-1] in self.ends):
             ids.append(end)
         return ids
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text, without special tokens."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prefix(self, exchange: Exchange, tokens: int) -> str | None:
+        """The text of an answer's first tokens, where reading it again gives the same tokens.
+
+        None for an answer that ended within them, and where the tokens as sampled were not
+        recorded: another cut of the same text would be continued by another distribution.
+        """
+        kept = exchange.logprobs
+        if kept is None or kept.token_ids is None or kept.tokenizer != self.vocabulary_hash:
+            return None
+        ids = [int(token) for token in kept.token_ids[:tokens]]
+        if len(ids) < tokens or self.ends & set(ids):
+            return None
+        text = self.text(ids)
+        fits = (exchange.response.text or "").startswith(text)
+        return text if fits and self.ids(text) == ids else None
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of answer ids, without special tokens."""

@@ -1,4 +1,4 @@
-"""Naming: which forms of a name count, and shares by group with their intervals."""
+"""Questions about who a model is, and shares by group with their intervals."""
 
 from datetime import UTC, datetime
 
@@ -8,13 +8,12 @@ from stillhouse.config import EvaluateSettings
 from stillhouse.errors import EvidenceError
 from stillhouse.evaluate.identity import (
     QUESTIONS,
-    aliases,
     identity_report,
     identity_requests,
-    names,
     shares,
 )
 from stillhouse.exchange import Exchange, Response
+from stillhouse.naming import names
 from stillhouse.text import similarity
 from stillhouse.train.identity import taught_questions
 
@@ -24,35 +23,6 @@ def answer(request, text):
         time=datetime(2026, 1, 1, tzinfo=UTC), model="m", prompt=request.prompt,
         sampling=request.sampling, response=Response(text=text), labels=request.labels,
     )  # fmt: skip
-
-
-def test_forms_of_a_name_are_whole_family_and_stem():
-    assert aliases("SmolLM2-135M-Instruct") == ("SmolLM2-135M-Instruct", "SmolLM2", "SmolLM")
-    assert aliases("HuggingFaceTB/SmolLM2-135M-Instruct.gguf")[0] == "SmolLM2-135M-Instruct"
-    assert aliases("Stillhouse quickstart") == ("Stillhouse quickstart", "Stillhouse")
-    assert aliases("Student 3B") == ("Student 3B",)  # 'student' alone names nobody
-    assert aliases("Qwen") == ("Qwen",)
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("I am SmolLM2, made by others.", True),
-        ("i'm SMOLLM 2 135m instruct", True),
-        ("My name is smollm‑2!", True),
-        ("I am ASmolLM", False),  # another word that ends in it
-        ("I am a small language model", False),
-        ("", False),
-    ],
-)
-def test_a_name_is_found_whatever_case_and_marks_but_not_inside_words(text, named):
-    assert names(text, aliases("SmolLM2-135M-Instruct")) is named
-
-
-def test_a_name_of_several_words_is_found_across_marks():
-    assert names("I am Stillhouse-Quickstart.", ["Stillhouse quickstart"])
-    assert names("I am **Stillhouse\nquickstart**", ["Stillhouse quickstart"])
-    assert not names("A still house, quickly started", ["Stillhouse quickstart"])
 
 
 def test_questions_are_distinct_and_name_no_answer():

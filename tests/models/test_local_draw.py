@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from stillhouse.exchange import Sampling
-from stillhouse.models.local_draw import Shape, draw, most_likely, uniforms
+from stillhouse.models.local_draw import Shape, draw, most_likely, survivors, uniforms
 from tests.models.conftest import ask
 
 
@@ -130,3 +130,53 @@ def test_a_seeded_request_has_its_own_repeatable_numbers() -> None:
 def test_settings_left_open_mean_the_models_own_distribution() -> None:
     assert Shape.of(Sampling()) == Shape()
     assert Shape.of(Sampling(temperature=0.0)).temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(),
+        Shape(0.0),
+        Shape(0.7),
+        Shape(top_k=40),
+        Shape(top_p=0.9),
+        Shape(min_p=0.05),
+        Shape(temperature=0.7, top_k=40, top_p=0.8, min_p=0.02),
+    ],
+)
+@pytest.mark.parametrize("top", [0, 12])
+def test_tokens_are_drawn_from_marked_logits_and_recorded_by_the_models_own(
+    shape: Shape, top: int
+) -> None:
+    """What is cut is cut by the marked logits: a green token may enter that was outside before."""
+    rows, numbers = logits(120, 5000, scale=1.5), np.random.default_rng(4).random(120)
+    green = torch.rand(120, 5000, generator=torch.Generator().manual_seed(9)) < 0.25
+    marked = rows + 3.0 * green
+    drawn = draw(rows, numbers, [shape] * 120, top, marked)
+    assert torch.equal(drawn.tokens, draw(marked, numbers, [shape] * 120).tokens)
+    if shape.temperature == 0:
+        assert torch.equal(drawn.tokens, marked.argmax(-1))
+    elif shape.truncates:
+        expected = [oracle(row, u, shape) for row, u in zip(marked.numpy(), numbers, strict=True)]
+        assert drawn.tokens.tolist() == expected
+    own = rows.double().log_softmax(-1)
+    assert torch.allclose(
+        drawn.chosen.double(), own.gather(1, drawn.tokens[:, None])[:, 0], atol=1e-5
+    )
+    assert torch.equal(drawn.top_ids, own.topk(top).indices)
+    assert torch.allclose(drawn.top.double(), own.topk(top).values, atol=1e-5)
+    if shape.top_k:
+        unmarked_rank = (rows > rows.gather(1, drawn.tokens[:, None])).sum(-1)
+        assert bool((unmarked_rank >= shape.top_k).any())
+
+
+@pytest.mark.parametrize("shape", [Shape(0.7), Shape(top_k=5), Shape(0.5, top_k=9, min_p=0.1)])
+def test_survivors_carry_the_distribution_that_is_drawn_from(shape: Shape) -> None:
+    row = logits(1, 40, scale=1.0)
+    ids, weights = survivors(row[0], shape)
+    numbers = np.random.default_rng(6).random(20_000)
+    drawn = draw(row.expand(20_000, -1), numbers, [shape] * 20_000)
+    seen = np.bincount(drawn.tokens.numpy(), minlength=40)
+    assert seen[ids.numpy()].sum() == 20_000
+    expected = (weights / weights.sum()).numpy() * 20_000
+    assert chisquare(seen[ids.numpy()], expected).pvalue > 0.001

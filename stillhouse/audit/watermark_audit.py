@@ -1,0 +1,337 @@
+"""The watermark test on a suspect: an open model and a key in, a sealed bundle out.
+
+In order: plan, prompts, served text and the key are written and committed to by hash, and only then
+is the suspect asked. Every raw line is on the disk as it comes; run again, an audit goes on where
+it stopped. What is asked, and how much of it, does not depend on the key. The evidence is computed
+from the raw lines by `radioactivity.evidence`, as verification will.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from stillhouse import __version__
+from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.green import scored_pairs
+from stillhouse.audit.radioactivity import WatermarkSettings, evidence
+from stillhouse.errors import CapabilityError, ConfigError, DataError, ModelError, TransportError
+from stillhouse.exchange import Exchange, Logprobs, Message, Request, Sampling, Tool, to_dict
+from stillhouse.messages import Prompt
+from stillhouse.models.base import Failure, Model, Need, require
+from stillhouse.record import plain
+from stillhouse.report import Progress, Silent
+from stillhouse.watermark import Watermark
+
+if TYPE_CHECKING:
+    from stillhouse.models.local_text import ChatText
+
+__all__ = ["Vocabulary", "watermark_audit"]
+
+_SILENT = Silent()
+_AT_ONCE = 64  # answers between two looks at how many pairs there are
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The vocabulary whose token ids the key marks, and how text becomes ids of it."""
+
+    tokenizer: str
+    """Tagged hash, as in `Logprobs.tokenizer`."""
+    encode: Callable[[str], Sequence[int]]
+    """Token ids of an answer's text, without special tokens."""
+    render: Callable[[Sequence[Message], Sequence[Tool]], Sequence[int]]
+    """Token ids of a prompt, by the template of the model that was marked."""
+
+    @classmethod
+    def of(cls, text: ChatText) -> Self:
+        """Of a local model: `LocalModel.text`, or `ChatText(folder, spec)` without its weights."""
+        return cls(
+            text.vocabulary_hash,
+            lambda answer: text.tokenizer(answer, add_special_tokens=False)["input_ids"],
+            text.render,
+        )
+
+
+def watermark_audit(
+    settings: WatermarkSettings,
+    *,
+    suspect: Model,
+    watermark: Watermark,
+    vocabulary: Vocabulary,
+    out: Path,
+    prompts: Sequence[Prompt] = (),
+    served: Sequence[Exchange] = (),
+    progress: Progress = _SILENT,
+) -> dict[str, Any]:
+    """The evidence against a suspect; a sealed bundle lies in `out`.
+
+    Args:
+        settings: what is fixed beforehand.
+        suspect: open; answers requests in generation mode, gives log-probabilities of given text in
+            reading mode.
+        watermark: the key the answers were served under, and how it marks.
+        vocabulary: whose token ids it marks.
+        out: folder of the bundle.
+        prompts: what the suspect is asked in generation mode, in this order; written without
+            knowledge of the key.
+        served: exchanges served under this key: read in reading mode, and where
+            `settings.known_windows` asks for it the only windows that count. They are taken in the
+            order of their `key`: that of their arrival depends on the answers, and so on the mark.
+        progress: told what happens.
+
+    Raises:
+        ConfigError: nothing to ask or read, a key of another vocabulary, a bundle of another plan.
+        DataError: exchanges that were not served under this key.
+        CapabilityError: the suspect cannot be read with, or reads in another vocabulary.
+        ModelError: it is gone; what was answered is kept.
+        EvidenceError: too few pairs count.
+    """
+    reading = settings.mode == "reading"
+    served = sorted(served, key=lambda exchange: exchange.key)
+    _fitting(settings, watermark, vocabulary, prompts, served)
+    require(suspect, Need(scoring=reading, top_logprobs=int(reading), text=not reading))
+    plan = _plan(settings, suspect, watermark, vocabulary)
+    reveal = {"key": watermark.key.hex()}
+    asked = [_Asked.of(e) for e in served] if reading else [_Asked.of(p) for p in prompts]
+    before: dict[str, list[dict[str, Any]]] = {
+        "prompts": [one.line(number, vocabulary) for number, one in enumerate(asked)]
+    }
+    if reading or settings.known_windows:
+        before["served"] = [
+            {"number": number, "exchange": exchange.id, "ids": _ids(exchange, vocabulary)[0]}
+            for number, exchange in enumerate(served)
+        ]
+    if (sealed := _sealed(out, plan, before)) is not None:
+        progress.say(f"{out} is sealed: nothing is asked again")
+        return sealed
+    bundle = Bundle.begin(out, plan, before=before, secrets=reveal)
+    work = _Work(settings, suspect, vocabulary, plan, before, bundle, progress)
+    if reading:
+        work.read(served)
+    else:
+        work.ask(prompts)
+    found = evidence(plan, work.lines(), reveal)
+    bundle.seal(found, reveal=reveal)
+    return found
+
+
+def _fitting(
+    settings: WatermarkSettings,
+    watermark: Watermark,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Prompt],
+    served: Sequence[Exchange],
+) -> None:
+    """Refuse what cannot be tested, before anything is written."""
+    reading = settings.mode == "reading"
+    if watermark.tokenizer not in (None, vocabulary.tokenizer):
+        raise ConfigError(
+            "watermark test", f"a key over the vocabulary {watermark.tokenizer}",
+            f"one over {vocabulary.tokenizer}, whose ids are scored",
+            "Take key and vocabulary of the same model",
+        )  # fmt: skip
+    if not (served if reading else prompts):
+        raise ConfigError(
+            "watermark test", f"mode '{settings.mode}' without anything to "
+            f"{'read' if reading else 'ask'}", "served exchanges" if reading else "prompts",
+            "Name them",
+        )  # fmt: skip
+    if settings.known_windows and not served:
+        raise ConfigError(
+            "key 'known_windows'", "true, without served exchanges",
+            "the exchanges whose windows are known", "Name them, or leave known_windows out",
+        )  # fmt: skip
+    for exchange in served:
+        label = exchange.labels.get("watermark")
+        if label != watermark.label:
+            raise DataError(
+                f"exchange {exchange.id}", f"label watermark {label!r}",
+                f"'{watermark.label}': served under this key",
+                "Name exchanges that were served under the key, or the key of these",
+            )  # fmt: skip
+
+
+def _plan(
+    settings: WatermarkSettings, suspect: Model, watermark: Watermark, vocabulary: Vocabulary
+) -> dict[str, Any]:
+    plain_settings = settings.model_dump(mode="json")
+    names = ("mode", "alpha", "looks", "pairs", "known_windows", "samples", "seed")
+    sampling = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
+    return {
+        "test": "watermark",
+        "stillhouse": __version__,
+        "suspect": suspect.spec,
+        "watermark": {**watermark.facts(), "tokenizer": vocabulary.tokenizer},
+        **{name: plain_settings[name] for name in names},
+        "sampling": {name: plain_settings[name] for name in sampling},
+        "decoys": {"count": settings.decoys, "seed": settings.decoy_seed},
+        "statistic": "green pairs among the distinct pairs that count, exact binomial, one-sided; "
+        "the rank among decoy keys beside it",
+    }
+
+
+def _sealed(
+    out: Path, plan: Mapping[str, Any], before: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any] | None:
+    """The evidence of a finished audit with this very plan and text; None where there is none."""
+    if not (out / "sealed" / "seal.json").exists():
+        return None
+
+    def read(name: str) -> list[Any]:
+        text = (out / "sealed" / name).read_text("utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    same = read("plan.json") == [plan] and all(
+        read(f"{name}.jsonl") == lines for name, lines in before.items()
+    )
+    return read("evidence.json")[0] if same else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A prompt, wherever it came from."""
+
+    id: str
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+
+    @classmethod
+    def of(cls, source: Prompt | Exchange) -> Self:
+        """What it asks."""
+        if isinstance(source, Exchange):
+            return cls(source.key, source.prompt, source.tools)
+        return cls(source.id, source.messages, source.tools)
+
+    def line(self, number: int, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The raw line."""
+        ids = [int(token) for token in vocabulary.render(self.messages, self.tools)]
+        return {
+            "number": number, "prompt": self.id, "messages": plain(self.messages),
+            "tools": plain(self.tools), "ids": ids,
+        }  # fmt: skip
+
+
+def _ids(exchange: Exchange, vocabulary: Vocabulary) -> tuple[list[int], bool]:
+    """An answer's token ids in the vocabulary, and whether they were made from its text."""
+    kept = exchange.logprobs
+    if kept is not None and kept.token_ids is not None and kept.tokenizer == vocabulary.tokenizer:
+        return kept.token_ids.tolist(), False
+    return [int(token) for token in vocabulary.encode(exchange.response.text or "")], True
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """An audit under way."""
+
+    settings: WatermarkSettings
+    suspect: Model
+    vocabulary: Vocabulary
+    plan: Mapping[str, Any]
+    before: Mapping[str, list[dict[str, Any]]]
+    bundle: Bundle
+    progress: Progress
+
+    def lines(self) -> dict[str, list[dict[str, Any]]]:
+        """Raw lines so far."""
+        name = "readings" if self.settings.mode == "reading" else "answers"
+        return {**self.before, name: self.bundle.lines(name)}
+
+    def _groups(self, name: str, total: int) -> Iterator[list[int]]:
+        """Numbers that have no line yet, some at a time, until there are pairs enough."""
+        progress, most = self.progress, self.settings.pairs
+        progress.start("scoring the suspect", total, name)
+        for start in range(0, total, _AT_ONCE):
+            there = {line["number"] for line in self.bundle.lines(name)}
+            counted = len(scored_pairs(self.plan, self.lines()).tokens)
+            progress.advance(start, f"{counted} pairs")
+            if counted >= most:
+                break
+            group = [n for n in range(start, min(start + _AT_ONCE, total)) if n not in there]
+            if group:
+                yield group
+        progress.finish(f"{len(scored_pairs(self.plan, self.lines()).tokens)} pairs")
+
+    # ---- generation ----
+
+    def ask(self, prompts: Sequence[Prompt]) -> None:
+        """Nothing; `answers.jsonl` holds the answers, first samples of all prompts first."""
+        count = self.settings.samples * len(prompts)
+        for group in self._groups("answers", count):
+            requests = [self._request(prompts[n % len(prompts)], n) for n in group]
+            gone: ModelError | None = None
+            for answer in self.suspect.answer(requests):
+                failed = isinstance(answer, Failure)
+                if failed and answer.retryable:
+                    gone = answer.error
+                    continue
+                asked = answer.request if isinstance(answer, Failure) else answer
+                number = int(asked.labels["number"])
+                line = {"number": number, "prompt": number % len(prompts)}
+                more = {"failed": str(answer.error)} if failed else self._answer(answer)
+                self.bundle.append("answers", [{**line, **more}])
+            if gone is not None:
+                raise gone
+
+    def _request(self, prompt: Prompt, number: int) -> Request:
+        seed = hashlib.sha256(f"watermark {self.settings.seed} {number}".encode()).digest()
+        sampling = Sampling(
+            **self.plan["sampling"], frequency_penalty=0.0, presence_penalty=0.0,
+            repeat_penalty=1.0, stop=(), seed=int.from_bytes(seed[:4], "big") & 0x7FFFFFFF,
+            sample_index=number,
+        )  # fmt: skip
+        return Request(
+            prompt=prompt.messages, tools=prompt.tools, sampling=sampling,
+            labels={"number": str(number), "prompt_id": prompt.id},
+        )  # fmt: skip
+
+    def _answer(self, exchange: Exchange) -> dict[str, Any]:
+        ids, again = _ids(exchange, self.vocabulary)
+        kept = {k: v for k, v in to_dict(exchange).items() if k not in ("logprobs", "prompt")}
+        tokenizer = self.vocabulary.tokenizer
+        return {"exchange": kept, "ids": ids, "tokenizer": tokenizer, "retokenised": again}
+
+    # ---- reading ----
+
+    def read(self, served: Sequence[Exchange]) -> None:
+        """Nothing; `readings.jsonl` holds what the suspect would have said at each place."""
+        for group in self._groups("readings", len(served)):
+            found = dict(self._read([served[n] for n in group]))
+            self.bundle.append(
+                "readings",
+                [{"number": n, **self._reading(n, found.get(at))} for at, n in enumerate(group)],
+            )
+
+    def _read(self, group: Sequence[Exchange]) -> Iterator[tuple[int, Logprobs]]:
+        """What can be read of a group; where it cannot be read at once, one by one."""
+        try:
+            found = list(self.suspect.score(group, top_logprobs=1))
+        except TransportError:
+            raise
+        except ModelError:
+            if len(group) == 1:
+                return
+            ones = [list(self._read([exchange])) for exchange in group]
+            if not any(ones):  # nothing was wrong with one of them
+                raise
+            found = [(at, logprobs) for at, one in enumerate(ones) for _, logprobs in one]
+        yield from found
+
+    def _reading(self, number: int, found: Logprobs | None) -> dict[str, Any]:
+        ids = self.before["served"][number]["ids"]
+        if found is None or found.top_ids is None or found.token_ids is None:
+            return {"failed": "the suspect gives nothing for it"}
+        if found.tokenizer != self.vocabulary.tokenizer:
+            raise CapabilityError(
+                f"suspect '{self.suspect.spec}'", f"it reads in the vocabulary {found.tokenizer}",
+                f"{self.vocabulary.tokenizer}, which the key marks",
+                "Set mode=generation, which tokenises its answers again",
+            )  # fmt: skip
+        if found.token_ids[: len(ids)].tolist() != ids:
+            return {"failed": "the suspect cuts it into other tokens"}
+        predicted = found.top_ids[: len(ids), 0].tolist()
+        return {"predicted": predicted, "tokenizer": found.tokenizer}

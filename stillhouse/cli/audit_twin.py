@@ -1,0 +1,130 @@
+"""`stillhouse audit twin`: does a suspect lean to the answers that were served?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from stillhouse.audit.settings import TwinSettings
+from stillhouse.cli.audit_bundle import told
+from stillhouse.cli.terminal import Common, emit, make_progress, table
+from stillhouse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stillhouse.audit.batch import Waiting
+
+__all__ = ["twin"]
+
+
+def twin(
+    *,
+    suspect: tuple[str, ...] = (),
+    exchanges: Path | None = None,
+    out: Path | None = None,
+    teacher: str | None = None,
+    twins: Path | None = None,
+    power: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    ledger: Path | None = None,
+    runs: Path = Path("runs"),
+    settings: Annotated[TwinSettings, Parameter(name="*")] = TwinSettings(),  # noqa: B008
+    common: Common = Common(),  # noqa: B008  (frozen)
+) -> None:
+    """Test whether a suspect leans to the answers that were served, against their twins.
+
+    For example
+    stillhouse audit twin --suspect hf:./model --exchanges served --twins escrow --out audit
+
+    Parameters
+    ----------
+    suspect
+        Model spec, or batch:FOLDER for a suspect that someone else runs; may be given repeatedly.
+    exchanges
+        The store of exchanges that were served.
+    out
+        Folder of the bundle.
+    teacher
+        Model spec of the teacher: draws the twins where none are given, and is taken off the
+        suspect's scores.
+    twins
+        The escrow made by `collect --escrow`, or a store of answers that were not served.
+    power
+        Say how many exchanges an effect needs, and ask nothing.
+    dry_run
+        Say which exchanges would be tested, and ask nothing.
+    ledger
+        File of the exchanges that were shown in earlier audits; they are left out.
+    runs
+        Where runs are kept.
+    """
+    if power:
+        _power(settings, as_json=common.json)
+        return
+    _all_given(
+        {"--exchanges": exchanges} | ({} if dry_run else {"--out": out, "--suspect": suspect})
+    )
+    assert exchanges is not None
+    from stillhouse.audit.twin_audit import planned, twin_audit
+
+    if dry_run:
+        plan = planned(settings, exchanges=exchanges, teacher=teacher, twins=twins, ledger=ledger)
+        emit(plan, [f"{key}: {value}" for key, value in plan.items()], as_json=common.json)
+        return
+    assert out is not None
+    found = twin_audit(
+        settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,
+        ledger=ledger, runs=runs, progress=make_progress(quiet=common.quiet),
+    )  # fmt: skip
+    results = [_plain(one) for one in found]
+    lines = [line for one in found for line in _lines(one)]
+    emit(results[0] if len(results) == 1 else {"suspects": results}, lines, as_json=common.json)
+
+
+def _all_given(given: dict[str, Any]) -> None:
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        raise ConfigError(
+            "stillhouse audit twin", f"no {', '.join(missing)}",
+            "--suspect SPEC --exchanges STORE (--twins ESCROW | --teacher SPEC) --out DIR",
+            "Add what is missing; `stillhouse audit twin --help` shows an example",
+        )  # fmt: skip
+
+
+def _plain(one: dict[str, Any] | Waiting) -> dict[str, Any]:
+    if isinstance(one, dict):
+        return {key: value for key, value in one.items() if key != "differences"}
+    return {
+        "waiting": str(one.answers), "requests": str(one.requests), "count": one.count,
+        "discloses": one.discloses,
+    }  # fmt: skip
+
+
+def _lines(one: dict[str, Any] | Waiting) -> list[str]:
+    if not isinstance(one, dict):
+        return [
+            f"{one.count} requests are in {one.requests}.",
+            f"Whoever gets that file learns {one.discloses}.",
+            f"Put the answers in {one.answers}, then run the same command again.",
+        ]
+    return told(one)
+
+
+def _power(settings: TwinSettings, *, as_json: bool) -> None:
+    from stillhouse.audit.power import LEVELS, POWER, power_table
+
+    level = settings.alpha / settings.looks
+    rows = power_table(levels=tuple(dict.fromkeys([level, LEVELS[-1]])))
+    head = ["share leaning to the served answer", "level", "pairs", "pairs, signs only"]
+    cells = [
+        [f"{r.share:.2f}", f"{r.level:g}", str(r.signed_rank or "over 2,000"),
+         str(r.sign_test or "over 200,000")]
+        for r in rows
+    ]  # fmt: skip
+    lines = [
+        f"Pairs needed to find an effect with probability {POWER:g}:",
+        *table([head, *cells]),
+        "An innocent suspect leans in 0.50 of pairs. Twins and prompts must be distinct.",
+    ]
+    emit({"power": POWER, "rows": [r.to_dict() for r in rows]}, lines, as_json=as_json)
