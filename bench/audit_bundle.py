@@ -5,8 +5,9 @@
 Prints one JSON object. The bundle has the size of a real twin test: for each pair, the
 log-probabilities of both answers under suspect and teacher. Its evidence is an exact sign test over
 these lines. Each change replaces one byte, drawn by file, place and value with a fixed seed, and is
-taken back after it was looked for. Beside these, once each: files cut, renamed, added, taken away,
-and lines moved. Whole command lines are timed from outside, the interpreter's start included.
+taken back after it was looked for; processor seconds are what a busy machine cannot inflate. Beside
+these, once each: files cut, renamed, added, taken away, and lines moved. Whole command lines are
+timed from outside, the interpreter's start included.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def change_bytes(folder: Path, changes: int, seed: int) -> dict[str, Any]:
     """Single-byte changes: how many were made and found, by file, and how long each look took."""
     draw = random.Random(seed)
     files = sorted((folder / "sealed").iterdir())
-    made, missed, seconds = Counter[str](), list[dict[str, Any]](), list[float]()
+    made, missed = Counter[str](), list[dict[str, Any]]()
+    seconds, processor = list[float](), list[float]()
     for _ in range(changes):
         path = draw.choice(files)
         data = bytearray(path.read_bytes())
@@ -133,15 +135,17 @@ def change_bytes(folder: Path, changes: int, seed: int) -> dict[str, Any]:
         other = draw.choice([value for value in range(256) if value != data[at]])
         was, data[at] = data[at], other
         with holding(path, bytes(data)):
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             result = verify(folder, FUNCTIONS)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began[0])
+            processor.append(time.process_time() - began[1])
         made[path.name] += 1
         if not noticed(result, path.name):
             missed.append({"file": path.name, "at": at, "was": was, "is": other})
     return {
         "seed": seed, "made": changes, "found": changes - len(missed), "missed": missed,
         "made_by_file": dict(sorted(made.items())), "seconds": times(seconds),
+        "processor_seconds": times(processor),
     }  # fmt: skip
 
 

@@ -107,7 +107,8 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
     refusal = _refusal(plan, claims, suspect)
     verdict = _verdict(plan, suspect, rank, refusal)
     mixed = len(suspect["served_models"]) > 1
-    ranked = verdict not in (words.REFUSED, words.NOT_ENOUGH) and not mixed
+    if mixed or verdict in (words.REFUSED, words.NOT_ENOUGH):
+        rank["p_value"] = None
     what = sentences.counted(plan)
     found = {
         "test": "identity",
@@ -117,15 +118,12 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
         "n": share["n"],
         "excluded": suspect["excluded"],
         "statistic": {"name": what, "value": share["value"]},
-        "p_value": rank["p_value"] if ranked else None,
+        "p_value": rank["p_value"],
         "effect": {"name": what, **share},
         "verdict": verdict,
         "secondary": {
             "candidate": plan["candidate"],
-            "protocol": {
-                "battery_hash": plan["battery_hash"], "battery_version": plan["battery"]["version"],
-                "system": plan["system"], "samples": plan["samples"], "sampling": plan["sampling"],
-            },
+            "protocol": _protocol(plan),
             "rank": rank,
             "controls": controls,
             "controls_left_out": left_out,
@@ -137,6 +135,14 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
         },
     }  # fmt: skip
     return found | {"says": sentences.says(plan, found), "cannot": sentences.cannot(plan, found)}
+
+
+def _protocol(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in two audits that are compared."""
+    return {
+        "battery_hash": plan["battery_hash"], "battery_version": plan["battery"]["version"],
+        "system": plan["system"], "samples": plan["samples"], "sampling": plan["sampling"],
+    }  # fmt: skip
 
 
 def _failed(lines: Lines, role: str) -> set[tuple[str, int]]:

@@ -87,7 +87,8 @@ def innocent_counts(observed: int, n: int) -> dict[str, Any]:
     return {
         "n": n, "observed": observed, "at": within(observed, 0, n),
         "bell": _bell(n / 2, spread, (0, n)), "low": low, "high": n - low,
-        "band": _bell(n / 2, spread, (0, n), between=(low, n - low)), "inside": low <= observed <= n - low,
+        "band": _bell(n / 2, spread, (0, n), between=(low, n - low)),
+        "inside": low <= observed <= n - low,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ teacher's own sampling in the place of rephrasing.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,7 +100,7 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
     Args:
         plan: as `twin_audit.py` writes it.
         lines: `candidates`, `pairs`, `scores` or `continuations`, as `twin_audit.py` writes them.
-        reveal: the escrow's nonces, where the twins were escrowed.
+        reveal: `nonces`, where the twins were escrowed: the JSON text of exchange -> hex.
 
     Raises:
         EvidenceError: fewer than `FEWEST_PAIRS` pairs, or raw lines that do not fit the plan.
@@ -142,10 +143,11 @@ def _check_escrow(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, An
         EvidenceError: a coin says otherwise, or a pair was not committed to.
     """
     proofs = {line["exchange"]: line for line in lines["escrow"]}
+    nonces = json.loads(reveal["nonces"])
     for pair in lines["pairs"]:
         name = pair["exchange"]
         served, twin = (from_dict(pair[side], f"pair of {name}") for side in SIDES)
-        nonce = bytes.fromhex(reveal["nonces"][name])
+        nonce = bytes.fromhex(nonces[name])
         problem = check_pair(nonce, served, twin) or check_published(
             proofs[name], commitment(nonce, served.id, twin.id), plan["escrow"]
         )

@@ -17,6 +17,7 @@ from typing import Any
 from stillhouse import __version__
 from stillhouse.audit.batch import Ledger, Waiting, is_batch
 from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.page import write_page
 from stillhouse.audit.pairing import (
     Pairs,
     Redaction,
@@ -38,7 +39,7 @@ from stillhouse.audit.suspect import Suspect
 from stillhouse.audit.twin import evidence
 from stillhouse.errors import ConfigError
 from stillhouse.exact import holm
-from stillhouse.exchange import Exchange
+from stillhouse.exchange import Exchange, canonical_json
 from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
 from stillhouse.report import Progress, Silent
@@ -93,14 +94,17 @@ def twin_audit(
             "Give the escrow or store of twins, or a teacher that draws them now",
         )  # fmt: skip
     spent = Ledger(ledger)
-    found: list[dict[str, Any] | Waiting] = []
+    found: dict[Path, dict[str, Any] | Waiting] = {}
     for number, suspect in enumerate(suspects, start=1):
         folder = out / str(number) if len(suspects) > 1 else out
-        found.append(audit.of(suspect, folder, len(suspects), spent))
-    done = [one for one in found if isinstance(one, dict)]
+        found[folder] = audit.of(suspect, folder, len(suspects), spent)
+    done = {folder: one for folder, one in found.items() if isinstance(one, dict)}
     if len(done) == len(suspects) > 1:
-        _correct(done)
-    return found
+        _correct(list(done.values()))
+    for folder, one in done.items():
+        plan = json.loads((folder / "sealed" / "plan.json").read_text("utf-8"))
+        write_page(folder, one, plan)
+    return list(found.values())
 
 
 def planned(
@@ -168,13 +172,14 @@ class _Audit:
             before = {"candidates": pairs.candidates, "pairs": pairs.pairs}
             if held is not None and held.escrow is not None:
                 before["escrow"] = pairs.escrow
-            bundle = Bundle.begin(folder, plan, before=before)
+            # One text, so that one hash binds every coin before the suspect is asked anything.
+            reveal = {"nonces": canonical_json(pairs.nonces)} if pairs.nonces else {}
+            bundle = Bundle.begin(folder, plan, before=before, secrets=reveal)
             waiting = self._ask(opened, bundle, pairs, spent, folder)
         if waiting is not None:
             return waiting
         if plan["teacher"] is not None:
             self._teacher_reads(bundle, pairs.pairs)
-        reveal = {"nonces": pairs.nonces}
         lines = {name: bundle.lines(name) for name in _FILES if bundle.lines(name)}
         found = evidence(plan, {**before, **lines}, reveal)
         bundle.seal(found, reveal=reveal)

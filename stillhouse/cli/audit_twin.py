@@ -60,18 +60,14 @@ def twin(
         Where runs are kept.
     """
     if power:
-        _power(settings, as_json=common.json)
-        return
-    _all_given(
-        {"--exchanges": exchanges} | ({} if dry_run else {"--out": out, "--suspect": suspect})
-    )
+        return _power(settings, as_json=common.json)
+    _all_given({"--exchanges": exchanges, "--out": out or dry_run, "--suspect": suspect or dry_run})
     assert exchanges is not None
     from stillhouse.audit.twin_audit import planned, twin_audit
 
     if dry_run:
         plan = planned(settings, exchanges=exchanges, teacher=teacher, twins=twins, ledger=ledger)
-        emit(plan, [f"{key}: {value}" for key, value in plan.items()], as_json=common.json)
-        return
+        return emit(plan, [f"{name}: {value}" for name, value in plan.items()], as_json=common.json)
     assert out is not None
     found = twin_audit(
         settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,
@@ -79,7 +75,8 @@ def twin(
     )  # fmt: skip
     results = [_plain(one) for one in found]
     lines = [line for one in found for line in _lines(one)]
-    emit(results[0] if len(results) == 1 else {"suspects": results}, lines, as_json=common.json)
+    shown = results[0] if len(results) == 1 else {"suspects": results}
+    return emit(shown, lines, as_json=common.json)
 
 
 def _all_given(given: dict[str, Any]) -> None:

@@ -251,6 +251,7 @@ def _ask(
     settings, work, progress = asking.settings, asking.plan, asking.progress
     progress.start(f"loading {work.teacher}")
     need = Need(text=True, top_logprobs=settings.top_logprobs)
+    marked: dict[str, Any] = {"watermark": mark} if mark else {}
     with open_model(
         work.teacher,
         need=need,
@@ -259,7 +260,7 @@ def _ask(
         slots=settings.concurrency,
         runs=runs,
         progress=progress,
-        **({"watermark": mark} if mark else {}),
+        **marked,
     ) as model:
         progress.finish(model.name)
         origin.refuse_other_model(model.name)
