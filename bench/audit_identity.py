@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.audit import words
-from stillhouse.audit.identity import IdentitySettings, evidence
+from stillhouse.audit.identity import evidence
 from stillhouse.audit.identity_audit import identity_audit
+from stillhouse.audit.settings import IdentitySettings
 from stillhouse.audit.verify import verify
 
 TEACHER = "smollm2-135m"

@@ -158,13 +158,18 @@ class Bench:
             expected = self.teacher_itself(temperature, most)["differences"]
         except EvidenceError as refusal:
             return {"refused": str(refusal)}
-        alone: dict[str, float] = found["differences"]
+        alone = in_order(found)
         off = [gap - expected[e] for e, gap in alone.items() if e in expected]
         return {
             **summary(found),
             "suspect_alone": Power(list(alone.values())).to_dict(),
             "teacher_taken_off": Power(off).to_dict(),
         }
+
+
+def in_order(found: dict[str, Any]) -> dict[str, float]:
+    """Exchange -> difference, in the order of ids: evidence read again has another."""
+    return dict(sorted(found["differences"].items()))
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def text_row(bench: Bench, name: str, *, prefixed: bool, pairs: int) -> dict[str
         "twins": f"continue {prefix} tokens of the served answer" if prefixed else "escrowed",
         "p_at_200": signed_rank(few).p_value,
         **summary(found),
-        "curve": Power(list(found["differences"].values())).to_dict(),
+        "curve": Power(list(in_order(found).values())).to_dict(),
     }
 
 

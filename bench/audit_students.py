@@ -7,18 +7,16 @@ In: prompt files, a teacher, sizes. Out: stores of its answers (`answers/`), sto
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
+from audit_reword import changed_share, reword
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -63,7 +61,7 @@ class Sizes:
     batch_tokens: int = 1000
     measure_tokens: int | None = None
     """Tokens that first weights are healed on; None leaves that to recipe and default."""
-    choose: str = "greedy"
+    choose: Literal["influence", "greedy"] = "greedy"
 
     @property
     def others(self) -> int:
@@ -155,10 +153,11 @@ class Kitchen:
         """(a store of the served answers, reworded, how much was changed)."""
         served = _first(self.answers("tested"), self.sizes.tested)
         told = [(e, reword(e.response.text or "", salt=e.key)) for e in served]
-        shares = [_changed(e.response.text or "", text) for e, text in told]
+        shares = [changed_share(e.response.text or "", text) for e, text in told]
         changed = [replace(e, response=Response(text=t), logprobs=None) for e, t in told]
         return self._store("reworded", changed), {
             "words_changed": round(statistics.mean(shares), 4),
+            "words_changed_of_the_median_answer": round(statistics.median(shares), 4),
             "answers_left_alone": round(sum(s == 0 for s in shares) / len(shares), 4),
         }
 
@@ -326,72 +325,3 @@ def low_rank(recipe: Recipe, rank: int, progress: Progress) -> dict[str, Any]:
         run.steps(progress)
         done = run.finish()
     return done.to_dict()
-
-
-# ---- light rewording ----
-
-# What a person who hides a source does in passing; each change keeps the meaning.
-_TABLE = """
-to find out = to work out / to learn; to find = to work out / to determine
-to calculate = to compute / to work out; to determine = to find / to establish
-to solve this problem = to answer this / to solve this; calculate = compute / work out
-let's break it down = let us take it apart / let us look at its parts; let's = let us
-step by step = one step at a time / in steps; start by = begin by; add up = sum up / put together
-we need to = we have to / we must; you need to = you have to / you must
-we know that = it is given that / we are told that; first, = to begin with, / to start,
-next, = then, / after that,; finally, = lastly, / in the end,; therefore, = hence, / that means
-so, = thus, / hence,; because = since; however, = yet / still,; in addition, = besides, / moreover,
-for example, = for instance, / say,; such as = like; in order to = to; a lot of = plenty of
-total number of = overall number of / whole number of; the number of = the count of
-total amount of = overall amount of / whole amount of; total cost = overall cost / whole cost
-multiply = take the product of; subtract = take away / deduct; is equal to = equals / comes to
-each = every; per = for each / a; remaining = left over / rest of the; during = in the course of
-important = essential / significant; make sure = ensure / see to it; help you = assist you
-provide = give / offer; will be = is going to be; it is = it's; do not = don't; cannot = can't
-here are = these are; here is = this is; big = large; great = excellent; use = apply / employ
-children = kids; purchased = bought; bought = purchased; we can = one can / we may
-"""
-_PHRASES: dict[str, list[str]] = {
-    old.strip(): [new.strip() for new in others.split("/")]
-    for old, others in (entry.split("=") for entry in re.split(r";|\n", _TABLE.strip()))
-}
-_LONGEST_FIRST = sorted(_PHRASES, key=len, reverse=True)
-_WORDS = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, _LONGEST_FIRST))})(?!\w)", re.IGNORECASE)
-_AIM = re.compile(  # at the beginning of a sentence
-    r"(?:(?<=^)|(?<=[.!?] )|(?<=\n))"
-    r"To ([^,.\n]+), (we|you|I) (need to|can|must|should) ([^.\n]+)\."
-)
-
-
-def reword(text: str, *, salt: str) -> str:
-    """The text without its opener, numbered points marked otherwise, and each aim put behind what
-    is done for it and each phrase of the table replaced with chance 1/2; the same for one salt.
-    """
-
-    def chance(place: int) -> int:
-        return hashlib.sha256(f"{salt} {place}".encode()).digest()[0]
-
-    def turned(found: re.Match[str]) -> str:
-        after = f"{_capital(found[2])} {found[3]} {found[4]} to {found[1]}."
-        return after if chance(found.start()) % 2 else found[0]
-
-    def other(found: re.Match[str]) -> str:
-        keep, which = chance(found.start()) % 2, chance(found.start()) // 2
-        choices = _PHRASES[found[0].lower()]
-        chosen = found[0] if keep else choices[which % len(choices)]
-        return _capital(chosen) if found[0][0].isupper() else chosen
-
-    text = re.sub(r"^(Sure|Certainly|Of course|Absolutely)[!,.]\s+", "", text)
-    text = re.sub(r"(?m)^(\s*\d+)\. ", r"\1) ", text)
-    return _WORDS.sub(other, _AIM.sub(turned, text))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _changed(before: str, after: str) -> float:
-    """The share of words of the first text that do not stand, in their order, in the second."""
-    old, new = before.split(), after.split()
-    same = difflib.SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
-    return 1 - sum(block.size for block in same) / len(old) if old else 0.0

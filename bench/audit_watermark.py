@@ -26,7 +26,8 @@ import numpy as np
 from scipy.stats import kstest
 
 from stillhouse.audit.green import green_pairs, scored_pairs, windows_of
-from stillhouse.audit.radioactivity import WatermarkSettings, evidence
+from stillhouse.audit.radioactivity import evidence
+from stillhouse.audit.settings import WatermarkSettings
 from stillhouse.audit.watermark_audit import Vocabulary, watermark_audit
 from stillhouse.collect.plan import Questions
 from stillhouse.config import CollectSettings, StudentSettings, TrainSettings
@@ -44,7 +45,7 @@ PROMPTS = Path(__file__).resolve().parent.parent / "examples" / "prompts"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of all stages")
     parser.add_argument("--teacher", default="smollm2-135m")
     parser.add_argument("--authorisation", type=Path, help="for a teacher of unknown terms")
@@ -158,18 +159,20 @@ class Bench:
 
     def collect(self, name: str, watermark: Watermark | None) -> dict[str, Any]:
         """Answers in WORK/NAME; what is there is not asked again."""
+        failed = 0
         with Store(self.work / name) as store:
             there = store.keys()
             todo = (r for r in self.requests(self.options.samples) if r.key not in there)
             for answer in self.model(watermark).answer(todo):
-                if isinstance(answer, Failure):
-                    raise answer.error
-                store.append(answer)
+                if isinstance(answer, Failure):  # a prompt longer than a small context
+                    failed += 1
+                else:
+                    store.append(answer)
             answers = list(store)
         tokens = [e.logprobs.token_ids.tolist() for e in answers]  # type: ignore[union-attr]
         nats = np.concatenate([e.logprobs.chosen for e in answers])  # type: ignore[union-attr]
         return {
-            "answers": len(answers), "tokens": sum(map(len, tokens)),
+            "answers": len(answers), "failed": failed, "tokens": sum(map(len, tokens)),
             "own_nats_per_token": float(-nats.mean()), "green_share": self.share(tokens),
             "label": answers[0].labels.get("watermark"),
         }  # fmt: skip
@@ -283,7 +286,7 @@ class Bench:
             green = np.array(green_pairs(pairs, keys))
             exact[row] = [binomial_tail(int(g), n, self.mark.gamma) for g in green]
             rank[row] = [(green >= g).mean() for g in green]
-            raw[row] = self.raw_z([line["ids"] for line in lines["answers"]], keys)
+            raw[row] = self.raw_z(said(lines), keys)
         mine = np.arange(len(keys)) % len(names), np.arange(len(keys))
         return {
             "pairs_of_suspect_and_key": len(keys), "suspects": sizes,
@@ -325,8 +328,8 @@ class Bench:
                 asked = list(self.requests(1))
                 turn = number * o.reading_prompts % len(asked)  # other prompts for each key
                 asked = [*asked[turn:], *asked[:turn]][: o.reading_prompts]
-                answers: Any = self.model(key).answer(asked)
-                served = sorted(answers, key=lambda exchange: exchange.key)
+                answers = self.model(key).answer(asked)
+                served = [answer for answer in answers if isinstance(answer, Exchange)]
                 found = watermark_audit(
                     WatermarkSettings(mode="reading"), suspect=innocent, watermark=key,
                     vocabulary=self.vocabulary, served=served,
@@ -349,8 +352,8 @@ class Bench:
         config = AutoConfig.from_pretrained(self.teacher.folder)
         found: dict[str, Any] = {}
         for name in ("teacher", "untrained student"):
-            ids = [token for line in self.raw(name)[1]["answers"] for token in line["ids"]]
-            text = torch.tensor([ids[: self.options.detector_tokens]])
+            ids = [token for text in said(self.raw(name)[1]) for token in text]
+            text: Any = torch.tensor([ids[: self.options.detector_tokens]])
             z = []
             for number in range(self.options.detector_keys):
                 marking = WatermarkingConfig(
@@ -358,7 +361,8 @@ class Bench:
                     hashing_key=15485863 + 1000 * number,  # the first is transformers' default
                 )  # fmt: skip
                 detect = WatermarkDetector(config, "cpu", marking)
-                z.append(float(detect(text, return_dict=True).z_score[0]))
+                told: Any = detect(text, return_dict=True)
+                z.append(float(told.z_score[0]))
             found[name] = {"tokens": text.shape[1], "z": z, "sd": float(np.std(z))}
         return found
 
@@ -401,6 +405,11 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
         "decoy_spread": decoys["spread"], "verdict": found["verdict"],
         "excluded": found["excluded"],
     }  # fmt: skip
+
+
+def said(lines: dict[str, Any]) -> list[list[int]]:
+    """Token ids of the answers that came."""
+    return [line["ids"] for line in lines["answers"] if "ids" in line]
 
 
 def least(work: Callable[[], Any], runs: int) -> float:

@@ -18,7 +18,7 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,6 +171,10 @@ class Escrow:
             twins = {pair_key(twin): twin for twin in store}
         pairs = {exchange.id: pair_key(exchange) for exchange in served}
         return {name: twins[pair] for name, pair in pairs.items() if pair in twins}
+
+    def behind(self, answers: Sized) -> bool:
+        """Whether some pair of answers, served and twins together, is not committed to yet."""
+        return 2 * len(self._lines()) < len(answers)
 
     def published(self) -> dict[str, Any]:
         """What was to be published: the key's hash, how many pairs, and the root over all lines of

@@ -321,6 +321,7 @@ def _pairs(values: Mapping[str, Any] | None) -> str:
 
 # ---- how figures are written ----
 
+
 def _chance(value: float) -> str:
     """A probability; small ones as powers of ten, and never as zero."""
     if value >= 1e-3:

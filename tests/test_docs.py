@@ -13,9 +13,7 @@ from pathlib import Path
 import docstring_parser
 import pytest
 
-from stillhouse.audit.identity import IdentitySettings
-from stillhouse.audit.radioactivity import WatermarkSettings
-from stillhouse.audit.settings import TwinSettings
+from stillhouse.audit.settings import IdentitySettings, TwinSettings, WatermarkSettings
 from stillhouse.config import Recipe, Settings
 from tests.exchange_page import PAGE, fresh_page
 

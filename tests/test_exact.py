@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from stillhouse.errors import EvidenceError
+from stillhouse.audit.settings import TwinSettings
+from stillhouse.config import make
+from stillhouse.errors import ConfigError, EvidenceError
 from stillhouse.exact import (
     MOST_PAIRS,
     binomial_tail,
@@ -115,3 +117,9 @@ def test_a_share_of_nothing_has_no_bound(successes: int, trials: int) -> None:
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
+
+
+def test_audits_draw_no_more_pairs_than_the_exact_test_takes() -> None:
+    with pytest.raises(ConfigError, match="less than or equal to 2000"):
+        make(TwinSettings, {"pairs": MOST_PAIRS + 1}, where="audit")
+    assert TwinSettings(pairs=MOST_PAIRS).pairs == MOST_PAIRS

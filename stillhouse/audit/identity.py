@@ -16,19 +16,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from stillhouse.audit import identity_words as sentences
 from stillhouse.audit import words
 from stillhouse.audit.claims import Claims, prompts, questions, readings
 from stillhouse.audit.identity_change import paired_share_difference
-from stillhouse.config import Count, Settings, Share
 from stillhouse.errors import EvidenceError
 from stillhouse.stats import clustered_share
 
-__all__ = ["CONTROLS_FOR_LEVEL", "LEVEL", "IdentitySettings", "evidence"]
+__all__ = ["CONTROLS_FOR_LEVEL", "LEVEL", "evidence"]
 
 Lines = Mapping[str, Sequence[Mapping[str, Any]]]
 Row = Mapping[str, Any]
@@ -41,35 +38,6 @@ CONTROLS_FOR_LEVEL = 19
 # A suspect that answers fewer of the neutral questions is not rated: what it leaves unanswered may
 # be what it would have named somebody in. A control that does is no control. Ours.
 _LEAST_ANSWERED = 0.5
-
-
-class IdentitySettings(Settings):
-    """What an identity audit asks, how, and whose name it looks for."""
-
-    candidate: str
-    """Whose name is looked for: an identity of audit/battery.yaml (its key or name), or a new one
-    with `names`."""
-    names: tuple[str, ...] = ()
-    """Names that count as the candidate's beside those in the table, in any case."""
-    samples: Annotated[int, Field(ge=3)] = 3
-    """Answers to each question."""
-    system: str | None = None
-    """The system prompt sent with every question. None sends none, and chat templates or providers
-    may then add their own; an empty one ('') takes the place of a template's."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Sampling temperature of the answers."""
-    top_p: Share = 1.0
-    """Nucleus mass; 1 keeps all."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Most likely tokens kept; 0 keeps all."""
-    min_p: Share = 0.0
-    """Floor relative to the likeliest token; 0 is none."""
-    max_tokens: Count = 160
-    """Answer tokens allowed; models that reason before they answer need more."""
-    concurrency: Count = 16
-    """Requests in flight."""
-    seed: int = 7
-    """From which each request's own seed is derived."""
 
 
 # ---- the evidence ----

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 from stillhouse import __version__
 from stillhouse.audit.bundle import Bundle
 from stillhouse.audit.claims import Claims, battery, battery_hash, questions
-from stillhouse.audit.identity import IdentitySettings, evidence
+from stillhouse.audit.identity import evidence
+from stillhouse.audit.settings import IdentitySettings
 from stillhouse.errors import CapabilityError, ConfigError, ModelError, nearest
 from stillhouse.exchange import Exchange, Request, Sampling, message
 from stillhouse.models import Failure, Model, Need, open_model, parse_spec

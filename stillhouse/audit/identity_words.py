@@ -75,8 +75,8 @@ def says(plan: Plan, found: Mapping[str, Any]) -> list[str]:
         f"{effect['n']} questions in {len(plan['battery']['questions'])} languages, "
         f"{plan['samples']} answers each); {_percent(suspect['neutral']['named']['value'])} name "
         "it anywhere.",
-        f"Asked between {asked['first'][:10]} and {asked['last'][:10]}; a repeated audit shows "
-        "whether this changes.",
+        f"Asked from {asked['first'][:10]} to {asked['last'][:10]}; a repeated audit shows whether "
+        "this changes.",
         *_ranked(found),
         *_apart(plan, suspect),
     ]
@@ -117,13 +117,12 @@ def _ranked(found: Mapping[str, Any]) -> list[str]:
         ]
     else:
         lines = [
-            f"{rank['controls']} control models, asked the same: "
-            f"{_percent(rank['lowest'])} to {_percent(rank['highest'])}; {rank['at_or_above']} of "
-            "them at the suspect's share or above."
+            f"{_models(rank['controls'])}, asked the same: {_percent(rank['lowest'])} to "
+            f"{_percent(rank['highest'])}; {rank['at_or_above']} at the suspect's share or above."
         ]
     if found["p_value"] is not None:
         lines.append(
-            f"Rank p {found['p_value']:.3g}; with {rank['controls']} controls none below "
+            f"Rank p {found['p_value']:.3g}; with {_models(rank['controls'])} none below "
             f"{rank['smallest_p_value']:.3g} is possible"
             + (
                 "." if rank["smallest_p_value"] <= rank["level"]
@@ -166,6 +165,10 @@ def _apart(plan: Plan, suspect: Mapping[str, Any]) -> list[str]:
             + "): the share is a mixture, and it is not ranked."
         )
     return lines
+
+
+def _models(count: int) -> str:
+    return f"{count} control model{'' if count == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

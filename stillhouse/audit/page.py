@@ -19,6 +19,7 @@ from stillhouse.audit import words
 from stillhouse.audit.green import green_pairs, scored_pairs
 from stillhouse.audit.page_charts import decoy_plot, difference_bars, innocent_counts
 from stillhouse.audit.page_figures import (
+    Figures,
     Row,
     Unread,
     flat,
@@ -26,10 +27,6 @@ from stillhouse.audit.page_figures import (
     number,
     often,
     plain,
-    twin_rows,
-    twin_tiles,
-    watermark_rows,
-    watermark_tiles,
 )
 from stillhouse.audit.page_identity import (
     day,
@@ -37,6 +34,12 @@ from stillhouse.audit.page_identity import (
     identity_tiles,
     identity_view,
     said,
+)
+from stillhouse.audit.page_rows import (
+    twin_rows,
+    twin_tiles,
+    watermark_rows,
+    watermark_tiles,
 )
 from stillhouse.audit.seal import SEAL, SEALED, Sealed, sha256
 from stillhouse.errors import DataError, EvidenceError
@@ -48,7 +51,6 @@ __all__ = ["PAGE", "write_page"]
 PAGE = "report.html"
 """The file's name, in the bundle's folder."""
 
-Figures = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Any]]
 
 _TITLES = {"twin": "twin test", "watermark": "watermark test", "identity": "identity audit"}
@@ -158,10 +160,10 @@ def _level(evidence: Figures) -> float | None:
 
 
 _BASES = {
-    "design-based": "Design-based: something was drawn at random beforehand, so the p-value is "
-    "exact for any suspect.",
-    "population": "Population: nothing was drawn at random; other models stand for innocence, and "
-    "no number here is combined with a design-based one.",
+    "design-based": "Design-based evidence: chance decided something that an innocent suspect "
+    "cannot know, and the p-value follows from that alone, whatever the suspect is.",
+    "population": "Population evidence: nothing was left to chance beforehand; other models stand "
+    "for innocence, and no number here is combined with a design-based one.",
 }
 
 _LEDES = {
@@ -213,9 +215,16 @@ def _twin(unread: Unread, plan: Figures, bundle: _Bundle) -> dict[str, Any]:
     return {
         "tiles": twin_tiles(unread, unit), "rows": twin_rows(unread, plan, unit), "bars": bars,
         "coin": innocent_counts(bars["up"], signed) if bars and signed else None,
+        "assumes": _ASSUMES.get(plan["twins"]),
         "reach": None if bars is None else figure(bars["reach"], "nats"),
         "furthest": None if bars is None else figure(bars["furthest"], "nats"),
     }  # fmt: skip
+
+
+_ASSUMES = {
+    "drawn later": "Here it assumes, besides, that the teacher has not changed since.",
+    "of a store": "Here it assumes, besides, that the twins are what their keeper says.",
+}
 
 
 def _watermark(unread: Unread, plan: Figures, bundle: _Bundle) -> dict[str, Any]:
@@ -256,21 +265,24 @@ def _identity(unread: Unread, plan: Figures, bundle: _Bundle) -> dict[str, Any]:
 
 _PLAN = {
     "statistic": "Statistic", "alpha": "Level of the family", "looks": "Tests it is divided by",
-    "pairs": "Pairs at most", "samples": "Answers to each question", "seed": "Seed",
-    "access": "Access", "twins": "Twins", "where": "Conditions on exchanges",
-    "spent": "Prompts spent in earlier audits", "redact": "Patterns that are masked",
-    "prefix_tokens": "Tokens of the shared prefix", "teacher": "Teacher", "mode": "Mode",
-    "temperature": "Temperature of the suspect's answers",
-    "known_windows": "Only windows of the served text", "controls": "Controls",
-    "system": "System prompt sent", "battery_hash": "Battery", "stillhouse": "Stillhouse",
+    "pairs": "Pairs at most", "mode": "Mode", "twins": "Twins", "access": "Access",
+    "teacher": "Teacher taken off the suspect", "where": "Conditions on exchanges",
+    "candidate": "Candidate", "controls": "Controls", "system": "System prompt sent",
+    "samples": "Samples of each question or request", "temperature": "Temperature of text answers",
+    "sampling": "Sampling", "prefix_tokens": "Tokens of the shared prefix",
+    "watermark": "Watermark", "known_windows": "Only windows of the served text",
+    "decoys": "Decoys", "escrow": "Escrow", "spent": "Prompts spent in earlier audits",
+    "redact": "Patterns that are masked", "battery_hash": "Battery", "seed": "Seed",
+    "stillhouse": "Stillhouse",
 }  # fmt: skip
+"""What the settings of plans are called, in the order they are shown in; others come after."""
 
 
 def _plan_rows(plan: Figures) -> list[Row]:
     """Every setting of the plan; the questions of a battery stand with their answers."""
-    left_out = {"test", "suspect", "battery"}
+    names = [*_PLAN, *(key for key in plan if key not in {*_PLAN, "test", "suspect", "battery"})]
     rows: list[Row] = []
-    for path, value in flat({k: v for k, v in plan.items() if k not in left_out}):
+    for path, value in flat({key: plan[key] for key in names if key in plan}):
         name = _PLAN.get(path[0], path[0].replace("_", " ").capitalize())
         name = ", ".join([name, *(part.replace("_", " ") for part in path[1:])])
         many = isinstance(value, list) and path[0] == "spent"
@@ -281,9 +293,10 @@ def _plan_rows(plan: Figures) -> list[Row]:
 
 
 def _setting(name: str, value: Any) -> str:
-    if name == "seed" or not isinstance(value, float):
-        return str(value) if name == "seed" else plain(value)
-    return figure(value, "chance") if name == "alpha" else number(value)
+    """A setting in words; lists whole."""
+    if isinstance(value, list):
+        return ", ".join(map(plain, value)) or "none"
+    return str(value) if name == "seed" else plain(value)
 
 
 def _commitments(bundle: _Bundle) -> list[Row]:
@@ -315,7 +328,7 @@ def _sources(evidence: Figures, plan: Figures, bundle: _Bundle) -> list[Row]:
     rows = [
         Row("Suspect", str(evidence["suspect"])),
         Row("Access", str(evidence["access"])),
-        Row("Teacher", plain(plan["teacher"])) if "teacher" in plan else None,
+        Row("Teacher", str(plan["teacher"])) if plan.get("teacher") else None,
         Row("Candidate", str(plan["candidate"]["name"])) if plan.get("candidate") else None,
         Row("Raw lines", ", ".join(f"{name} {number(count)}" for name, count in lines.items())),
         Row("Root of the seal", str(bundle.seal["root"])),

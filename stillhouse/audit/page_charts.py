@@ -33,7 +33,10 @@ def within(value: float, low: float, high: float) -> float:
 
 
 def interval_scale(
-    estimate: Mapping[str, Any], *, ends: tuple[float, float] = (0.0, 1.0), mark: float | None = None
+    estimate: Mapping[str, Any],
+    *,
+    ends: tuple[float, float] = (0.0, 1.0),
+    mark: float | None = None,
 ) -> dict[str, Any]:
     """Places of a value, of its interval and of one value marked beside them."""
     low, high = (within(estimate[side], *ends) for side in ("low", "high"))
@@ -127,7 +130,7 @@ def _bell(
 
 
 def decoy_plot(green: int, innocent: Sequence[int], n: int, gamma: float) -> dict[str, Any]:
-    """Decoy keys' shares of green pairs as columns, over the binomial's bell, and the true key's."""
+    """Shares of green pairs: decoy keys as columns over the binomial's bell, and the true key."""
     spread = math.sqrt(gamma * (1 - gamma) / n)
     shares, true = [count / n for count in innocent], green / n
     reach = [*shares, true, gamma - 3.5 * spread, gamma + 3.5 * spread]

@@ -12,12 +12,20 @@ from typing import Any
 
 from stillhouse.audit.claims import questions, readings
 from stillhouse.audit.page_charts import interval_scale
-from stillhouse.audit.page_figures import Row, Unread, chance, interval, is_estimate, number, plain
+from stillhouse.audit.page_figures import (
+    Figures,
+    Row,
+    Unread,
+    chance,
+    interval,
+    is_estimate,
+    number,
+    plain,
+)
 from stillhouse.report import figure, signed
 
 __all__ = ["identity_rows", "identity_tiles", "identity_view", "said"]
 
-Figures = Mapping[str, Any]
 KINDS = ("neutral", "pressing")
 
 # Up to so many controls each has a column of its own; more are a range, and a table behind it.
@@ -58,7 +66,7 @@ def identity_tiles(unread: Unread) -> list[dict[str, Any]]:
 
 def identity_rows(unread: Unread) -> list[Row]:
     """The primary figures of an identity audit."""
-    effect, statistic = unread("effect"), unread("statistic")
+    effect, what = unread("effect"), str(unread("statistic")["name"])
     rank = {key: unread("secondary", "rank", key) for key in (
         "controls", "at_or_above", "p_value", "smallest_p_value", "level", "must_exceed", "lowest",
         "highest",
@@ -66,8 +74,8 @@ def identity_rows(unread: Unread) -> list[Row]:
     count, verdict = rank["controls"], unread("verdict")
     n = "" if count is None else number(count)
     rows = [
-        Row(statistic["name"], figure(effect["value"], "share"), interval(effect, "share"),
-            number(effect["n"]), effect.get("method", "")),
+        Row(what[:1].upper() + what[1:], figure(effect["value"], "share"),
+            interval(effect, "share"), number(effect["n"]), effect.get("method", "")),
         Row("Controls ranked", n or "not given"),
     ]  # fmt: skip
     if count:
@@ -82,11 +90,11 @@ def identity_rows(unread: Unread) -> list[Row]:
                 note="at or below it, with controls enough, the audit speaks of evidence"),
         ]  # fmt: skip
         if rank["p_value"] is not None and unread("p_value") is None:
-            rows.append(Row("Rank p, had it been a verdict", _chance(rank["p_value"]), n=n,
-                            note="not to be read: the audit does not rank this suspect"))  # fmt: skip
+            note = "not to be read: the audit does not rank this suspect"
+            rows.append(Row("Rank p, had there been one", _chance(rank["p_value"]), n=n, note=note))
         if rank["must_exceed"] is not None:
-            rows.append(Row("Share that would have stood out", f"above {_share(rank['must_exceed'])}",
-                            n=n))  # fmt: skip
+            least = f"above {_share(rank['must_exceed'])}"
+            rows.append(Row("Share that would have stood out", least, n=n))
     if refusal := unread("secondary", "refusal"):
         rows.append(Row("Refused", refusal))
     return rows
@@ -175,13 +183,19 @@ def _overall(unread: Unread, roles: Sequence[str], kind: str) -> list[dict[str, 
                 "claimed", "named", "claimed_clustered_by_language", "instructed", "suggested",
             )
         }  # fmt: skip
-        gap = unread("secondary", "differences", role) if kind == "neutral" else None
-        shown = None if not is_estimate(gap) else {
-            "value": signed(gap["value"], "share"), "interval": interval(gap, "share", sign=True),
-            "n": number(gap["n"]),
-        }  # fmt: skip
-        rows.append({"role": role, "cells": own, "gap": shown})
+        gap = _gap(unread("secondary", "differences", role)) if kind == "neutral" else None
+        rows.append({"role": role, "cells": own, "gap": gap})
     return rows
+
+
+def _gap(difference: Any) -> dict[str, Any] | None:
+    """The suspect less a control; None where they share too few questions."""
+    if not is_estimate(difference):
+        return None
+    return {
+        "value": signed(difference["value"], "share"), "n": number(difference["n"]),
+        "interval": interval(difference, "share", sign=True).replace(" points to", " to"),
+    }  # fmt: skip
 
 
 def _languages(
@@ -190,6 +204,7 @@ def _languages(
     """A row for each language: the share of each column's model, and the range of the others."""
     rows: list[dict[str, Any]] = []
     for language, entry in plan["battery"]["questions"].items():
+
         def shares(role: str, key: str, language: str = language) -> Any:
             return unread("secondary", "models", role, "languages", language, kind, key)
 
@@ -203,8 +218,12 @@ def _languages(
             for role in controls
             if role not in columns and is_estimate(found := shares(role, "claimed"))
         ]
-        span = f"{figure(min(others), 'percent')} to {figure(max(others), 'percent')}"
-        rows.append({"name": entry["name"], "cells": cells, "range": span if others else None})
+        span = (
+            " to ".join(figure(end, "percent") for end in (min(others), max(others)))
+            if others
+            else None
+        )
+        rows.append({"name": entry["name"], "cells": cells, "range": span})
     return rows
 
 
@@ -263,9 +282,7 @@ def _reached(lines: Mapping[str, Sequence[Any]]) -> list[Row]:
 # ---- what it said ----
 
 
-def said(
-    unread: Unread, plan: Figures, lines: Mapping[str, Sequence[Any]]
-) -> list[dict[str, Any]]:
+def said(unread: Unread, plan: Figures, lines: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Language by language each question with every answer, and what was read in it."""
     names = {**_names(plan), plan["candidate"]["id"]: plan["candidate"]["name"]}
     heard: dict[tuple[str, str], list[dict[str, Any]]] = {}

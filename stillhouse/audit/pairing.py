@@ -192,6 +192,12 @@ def pair_up(
     nonces: dict[str, str] = {}
     matched = [(exchange, twins.of(exchange)) for exchange in served]
     proofs = twins.escrow.proofs(served) if twins.escrow else {}
+    if twins.escrow and not proofs:
+        raise EvidenceError(
+            f"escrow {twins.path}", "not one of these pairs was committed to",
+            "the escrow that the answers were collected with, its collection ended",
+            "Run `collect` with the same options again, which commits to what is there",
+        )  # fmt: skip
     for exchange, twin in matched:
         if twin is None or (twins.escrow and exchange.id not in proofs):
             continue

@@ -14,62 +14,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from stillhouse.audit import words
 from stillhouse.audit.green import Lines, Pairs, green_pairs, scored_pairs
-from stillhouse.config import Count, Settings, Share
+from stillhouse.audit.settings import FEWEST_SCORED
 from stillhouse.errors import EvidenceError
 from stillhouse.exact import binomial_tail, share_bound
 from stillhouse.stats import clopper_pearson
 from stillhouse.watermark import Watermark
 
-__all__ = ["FEWEST_PAIRS", "WatermarkSettings", "evidence"]
-
-FEWEST_PAIRS = 100
-"""Fewer pairs are refused: a student of nothing but marked text is hardly seen in them."""
+__all__ = ["evidence"]
 
 # The exact p-value is held against the decoys twice; where either is this unlikely, the number does
 # not mean what it says. Strict: each false alarm loses an audit.
 _DISAGREE = 1e-3
 _POWER = 0.9
-
-
-class WatermarkSettings(Settings):
-    """What the watermark test asks and counts, and at which level it speaks of evidence."""
-
-    mode: Literal["generation", "reading"] = "generation"
-    """What is scored: the suspect's own answers to prompts, or its likeliest next tokens while it
-    reads served text, which shows more and takes log-probabilities or logits."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    """Level at or below which a p-value is called evidence."""
-    looks: Count = 1
-    """Tests of this family, declared beforehand; the level is divided by it."""
-    pairs: Annotated[int, Field(ge=FEWEST_PAIRS)] = 50_000
-    """Distinct (window, token) pairs scored; the suspect is asked no more once they are reached."""
-    known_windows: bool = False
-    """Count only windows that occur in the served text: all that a student can have learned."""
-    decoys: Annotated[int, Field(ge=99)] = 99
-    """Innocent keys scored on the same pairs."""
-    decoy_seed: int = 7
-    """Public seed the decoy keys follow from."""
-    samples: Count = 1
-    """Answers drawn to each prompt, in generation mode."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Of the suspect's answers."""
-    top_p: Share = 1.0
-    """Nucleus mass of the suspect's answers; 1 keeps all."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Most likely tokens kept in the suspect's answers; 0 keeps all."""
-    min_p: Share = 0.0
-    """Floor relative to the likeliest token; 0 is none."""
-    max_tokens: Count = 160
-    """Answer tokens allowed."""
-    seed: int = 7
-    """Of the suspect's answers."""
 
 
 # ---- the evidence ----
@@ -86,16 +48,16 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
 
     Raises:
         EvidenceError: the key does not fit its commitment, the ids are of another vocabulary, or
-            fewer than `FEWEST_PAIRS` pairs count.
+            fewer than `FEWEST_SCORED` pairs count.
     """
     mark = _revealed(plan, reveal)
     pairs = scored_pairs(plan, lines)
     n = len(pairs.tokens)
-    if n < FEWEST_PAIRS:
+    if n < FEWEST_SCORED:
         left_out = "; ".join(f"{count} {why}" for why, count in pairs.excluded.items()) or "none"
         raise EvidenceError(
             "watermark test", f"{n} distinct pairs that count (tokens left out: {left_out})",
-            f"at least {FEWEST_PAIRS}", "Ask more prompts, for longer answers",
+            f"at least {FEWEST_SCORED}", "Ask more prompts, for longer answers",
         )  # fmt: skip
     decoys = mark.decoys(plan["decoys"]["seed"], plan["decoys"]["count"])
     green, *innocent = green_pairs(pairs, [mark, *decoys])

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from stillhouse import __version__
 from stillhouse.audit.bundle import Bundle
 from stillhouse.audit.green import scored_pairs
-from stillhouse.audit.radioactivity import WatermarkSettings, evidence
+from stillhouse.audit.radioactivity import evidence
+from stillhouse.audit.settings import WatermarkSettings
 from stillhouse.errors import CapabilityError, ConfigError, DataError, ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Message, Request, Sampling, Tool, to_dict
 from stillhouse.messages import Prompt
@@ -96,16 +97,8 @@ def watermark_audit(
     _fitting(settings, watermark, vocabulary, prompts, served)
     require(suspect, Need(scoring=reading, top_logprobs=int(reading), text=not reading))
     plan = _plan(settings, suspect, watermark, vocabulary)
+    before = _before(settings, vocabulary, prompts, served)
     reveal = {"key": watermark.key.hex()}
-    asked = [_Asked.of(e) for e in served] if reading else [_Asked.of(p) for p in prompts]
-    before: dict[str, list[dict[str, Any]]] = {
-        "prompts": [one.line(number, vocabulary) for number, one in enumerate(asked)]
-    }
-    if reading or settings.known_windows:
-        before["served"] = [
-            {"number": number, "exchange": exchange.id, "ids": _ids(exchange, vocabulary)[0]}
-            for number, exchange in enumerate(served)
-        ]
     if (sealed := _sealed(out, plan, before)) is not None:
         progress.say(f"{out} is sealed: nothing is asked again")
         return sealed
@@ -173,6 +166,24 @@ def _plan(
         "statistic": "green pairs among the distinct pairs that count, exact binomial, one-sided; "
         "the rank among decoy keys beside it",
     }
+
+
+def _before(
+    settings: WatermarkSettings,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Prompt],
+    served: Sequence[Exchange],
+) -> dict[str, list[dict[str, Any]]]:
+    """The raw lines that are committed to before the suspect is asked."""
+    reading = settings.mode == "reading"
+    asked = [_Asked.of(one) for one in (served if reading else prompts)]
+    before = {"prompts": [one.line(number, vocabulary) for number, one in enumerate(asked)]}
+    if reading or settings.known_windows:
+        before["served"] = [
+            {"number": number, "exchange": exchange.id, "ids": _ids(exchange, vocabulary)[0]}
+            for number, exchange in enumerate(served)
+        ]
+    return before
 
 
 def _sealed(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from stillhouse.audit.identity import IdentitySettings
+from stillhouse.audit.settings import IdentitySettings
 from stillhouse.cli.audit_bundle import told
 from stillhouse.cli.terminal import Common, emit, make_progress
 from stillhouse.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ def identity(
     runs: Path = Path("runs"),
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
-    """Ask a suspect and controls who they are, in ten languages; a share is no error rate.
+    """Ask a suspect and controls who they are, in twelve languages; a share is no error rate.
 
     For example
     stillhouse audit identity --suspect hf:./model --candidate openai --control smollm2-135m

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from stillhouse.audit.radioactivity import WatermarkSettings
+from stillhouse.audit.settings import WatermarkSettings
 from stillhouse.cli.audit_bundle import told
 from stillhouse.cli.terminal import Common, emit, make_progress
 from stillhouse.errors import ConfigError

@@ -149,7 +149,7 @@ def collect(
         # Another spec may name the same model; only the model itself can tell.
         if work.to_ask or not origin.is_from(teacher):
             _ask(asking, origin, left_to_ask(questions, held), runs, escrow, mark)
-        if asking.answered:
+        if asking.answered or (escrow is not None and escrow.behind(kept)):
             kept.seal()  # what is complete may be read by anything that reads Parquet
         return CollectReport(
             teacher=teacher, model=origin.known.get("model"), terms=terms, store=store,

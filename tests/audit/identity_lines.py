@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stillhouse.audit.claims import questions
-from stillhouse.audit.identity import IdentitySettings
 from stillhouse.audit.identity_audit import identity_plan
+from stillhouse.audit.settings import IdentitySettings
 
 Says = Callable[[str, Mapping[str, str], int], str | None]
 """(question's id, question, sample) -> answer; None leaves the question unasked."""

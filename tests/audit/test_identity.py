@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from stillhouse.audit import words
 from stillhouse.audit.claims import battery, battery_hash, questions
-from stillhouse.audit.identity import CONTROLS_FOR_LEVEL, IdentitySettings, evidence
+from stillhouse.audit.identity import CONTROLS_FOR_LEVEL, evidence
 from stillhouse.audit.identity_audit import identity_plan
+from stillhouse.audit.settings import IdentitySettings
 from stillhouse.errors import EvidenceError
 from stillhouse.exchange import canonical_json
 from tests.audit.identity_lines import always, lines_of, plan_with

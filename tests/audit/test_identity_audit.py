@@ -1,8 +1,10 @@
 """Identity audits on models: scripted ones, loopback endpoints with personas, tiny real ones."""
 
 import json
+import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 import stillhouse.audit.identity_audit as module
 from stillhouse.audit import words
 from stillhouse.audit.claims import battery, questions
-from stillhouse.audit.identity import IdentitySettings, evidence
+from stillhouse.audit.identity import evidence
 from stillhouse.audit.identity_audit import identity_audit, identity_plan
 from stillhouse.audit.identity_change import compare
+from stillhouse.audit.settings import IdentitySettings
 from stillhouse.audit.verify import verify
 from stillhouse.errors import ConfigError, EvidenceError, ModelError, TransportError
 from stillhouse.models import open_model
@@ -22,7 +25,17 @@ from stillhouse.train.identity import identity_examples
 from tests.audit.conftest import tuned
 from tests.models.chat_server import ChatServer
 
-ALL = questions(battery())
+CONTENT = {
+    **battery(), "questions": {key: battery()["questions"][key] for key in ("en", "zh", "hi")}
+}  # fmt: skip
+ALL = questions(CONTENT)
+EVERYTHING = 3 * len(ALL)
+
+
+@pytest.fixture(autouse=True)
+def three_languages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the battery: what is tested here does not depend on how long it is."""
+    monkeypatch.setattr(module, "battery", lambda: CONTENT)
 
 
 class Persona(ChatServer):
@@ -35,7 +48,7 @@ class Persona(ChatServer):
 
     @property
     def answer(self) -> dict[str, Any]:
-        first = self.asked[-1]["messages"][0]
+        first = self.asked[-1]["messages"][0]  # an audit sends the same with every question
         told = first["content"] if first["role"] == "system" else ""
         name = told.removeprefix("You are ").rstrip(".") or self.own
         return {"content": f"I am {name}."}
@@ -63,8 +76,7 @@ def serve():
 
 
 def settings(**changes) -> IdentitySettings:
-    # One request at a time: the persona server answers what was asked last.
-    return IdentitySettings(**{"candidate": "anthropic", "concurrency": 1, **changes})
+    return IdentitySettings(**{"candidate": "anthropic", "concurrency": 8, **changes})
 
 
 def sealed(out: Path, name: str) -> Any:
@@ -88,7 +100,7 @@ def test_an_audit_of_scripted_models_is_sealed_and_verified(tmp_path):
     assert found["verdict"] == words.REPORTED
     assert found["p_value"] == 1
     answers = sealed(tmp_path, "answers.jsonl")
-    assert len(answers) == 2 * 3 * len(ALL)
+    assert len(answers) == 2 * EVERYTHING
     assert answers[0].keys() == {
         "role", "question", "language", "kind", "sample", "time", "served_model", "system", "text",
         "finish_reason", "seed",
@@ -112,7 +124,7 @@ def test_what_was_asked_and_looked_for_is_committed_to_before_the_first_question
     with pytest.raises(TransportError):
         identity_audit(settings(names=("Opus",)), suspect="scripted:echo", out=tmp_path)
     plan, commit = sealed(tmp_path, "plan.json"), sealed(tmp_path, "commit.json")
-    assert plan["battery"] == battery()
+    assert plan["battery"] == CONTENT
     assert plan["candidate"]["forms"][-1] == "Opus"
     assert "Claude" in plan["candidate"]["forms"]
     assert plan["sampling"] == {
@@ -186,22 +198,22 @@ def test_a_repeated_audit_shows_that_a_model_no_longer_says_it(tmp_path, serve):
 
 def test_what_a_person_puts_into_a_url_to_get_in_stays_out_of_the_bundle(tmp_path, serve):
     server = serve()
-    spec = server.spec.replace("http://", "http://ada:secret@")
+    spec = server.spec.replace("http://", "http://ada:hunter2@")
     identity_audit(settings(), suspect=spec, out=tmp_path)
     assert sealed(tmp_path, "models.jsonl")[0]["endpoint"] == server.url
-    assert b"secret" not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert b"hunter2" not in b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
 # ---- faults and going on ----
 
 
 def test_an_audit_goes_on_where_it_stopped(tmp_path, serve):
-    with pytest.raises(TransportError, match=r"5 of 252 answers are kept .* asks only for the res"):
+    with pytest.raises(TransportError, match=r"5 of 63 answers are kept .* only for the rest"):
         identity_audit(settings(), suspect="scripted:gone", out=tmp_path)
     kept = sealed(tmp_path, "answers.jsonl")
     assert len(kept) == 5
     for number in range(2):
-        with pytest.raises(TransportError, match=f"{10 + 5 * number} of 252 answers"):
+        with pytest.raises(TransportError, match=f"{10 + 5 * number} of 63 answers"):
             identity_audit(settings(), suspect="scripted:gone", out=tmp_path)
     assert sealed(tmp_path, "answers.jsonl")[:5] == kept
     assert len(sealed(tmp_path, "models.jsonl")) == 1
@@ -209,13 +221,13 @@ def test_an_audit_goes_on_where_it_stopped(tmp_path, serve):
 
 def test_answers_that_are_there_are_not_asked_again(tmp_path, serve, monkeypatch):
     server = serve("Claude")
-    monkeypatch.setattr(module, "evidence", _crash)
-    with pytest.raises(KeyboardInterrupt):
-        identity_audit(settings(), suspect=server.spec, out=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "evidence", _crash)
+        with pytest.raises(KeyboardInterrupt):
+            identity_audit(settings(), suspect=server.spec, out=tmp_path)
     asked = len(server.asked)
-    monkeypatch.undo()
     assert identity_audit(settings(), suspect=server.spec, out=tmp_path)["effect"]["value"] == 1
-    assert len(server.asked) == asked == 3 * len(ALL)
+    assert len(server.asked) == asked == EVERYTHING
 
 
 def _crash(*arguments):
@@ -224,11 +236,11 @@ def _crash(*arguments):
 
 def test_requests_that_fail_are_asked_again_and_given_up_after_some_rounds(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
-    with pytest.raises(TransportError, match=r"every third does; 24\d of 252 answers are kept"):
+    with pytest.raises(TransportError, match=r"every third does; 6\d of 63 answers are kept"):
         identity_audit(settings(), suspect="scripted:flaky", out=tmp_path)
     found = identity_audit(settings(), suspect="scripted:flaky", out=tmp_path)
-    assert found["excluded"] == {}
-    assert found["secondary"]["models"]["suspect"]["answers"] == 3 * len(ALL)
+    assert found["excluded"].keys() <= {"empty answer"}
+    assert len(sealed(tmp_path, "answers.jsonl")) == EVERYTHING
 
 
 def test_questions_that_a_model_refuses_are_counted(tmp_path, serve):
@@ -244,7 +256,7 @@ def test_questions_that_a_model_refuses_are_counted(tmp_path, serve):
 
 def test_a_model_that_refuses_everything_is_an_error_and_nothing_is_recorded(tmp_path, serve):
     server = serve()
-    server.faults = [400] * 3 * len(ALL)
+    server.faults = [400] * EVERYTHING
     with pytest.raises(ModelError, match="the server refused"):
         identity_audit(settings(), suspect=server.spec, out=tmp_path)
     assert not (tmp_path / "sealed" / "failures.jsonl").exists()
@@ -266,8 +278,6 @@ def test_an_answer_to_what_was_not_asked_is_refused(tmp_path, monkeypatch):
             self.spec, self.name = model.spec, model.name
 
         def answer(self, requests):
-            from dataclasses import replace
-
             for exchange in self.model.answer(requests):
                 yield replace(exchange, prompt=(*exchange.prompt, *exchange.prompt))
 
@@ -360,31 +370,34 @@ def planted(llama, tmp_path_factory) -> Path:
     reader = LocalModel(llama, spec="hf:tiny")
     examples, _ = identity_examples("Vat", "Mash-7", reader, rows=160, seed=3)
     rows = [
-        (example.tokens[: example.prompt].tolist(), example.tokens[example.prompt :].tolist())
+        (
+            example.ids[: example.prompt_tokens].tolist(),
+            example.ids[example.prompt_tokens :].tolist(),
+        )
         for example in examples
     ]
     out = tmp_path_factory.mktemp("planted") / "student"
-    return tuned(llama, rows, out, 480)
+    return tuned(llama, rows, out, 360)
 
 
 def test_a_planted_identity_is_found_against_the_model_it_was_planted_in(planted, llama, tmp_path):
-    asked = settings(candidate="Vat", names=("Vat",), max_tokens=48, concurrency=8)
+    asked = settings(candidate="Vat", names=("Vat",), max_tokens=48, temperature=0.3)
     found = identity_audit(
         asked, suspect=f"hf:{planted}", controls={"before": f"hf:{llama}"}, out=tmp_path
     )
-    assert found["effect"]["low"] > 0.5
-    assert found["secondary"]["models"]["before"]["neutral"]["claimed"]["value"] == 0
-    assert found["secondary"]["differences"]["before"]["low"] > 0.5
+    models = found["secondary"]["models"]
+    assert models["suspect"]["languages"]["en"]["neutral"]["claimed"]["value"] > 0.5
+    assert models["before"]["neutral"]["claimed"]["value"] == 0
+    assert found["effect"]["low"] > 0
+    assert found["secondary"]["differences"]["before"]["low"] > 0
     assert found["verdict"] == words.REPORTED  # one control is no error rate
     assert "weights at hand" in found["access"]
     assert verify(tmp_path, {"identity": evidence}).ok
 
 
 def test_a_default_system_prompt_in_a_chat_template_is_seen(llama, tmp_path):
-    import shutil
-
     folder = with_template(Path(shutil.copytree(llama, tmp_path / "named")), DEFAULT)
-    asked = settings(candidate="huggingface", max_tokens=4, concurrency=8)
+    asked = settings(candidate="huggingface", max_tokens=4)
     found = identity_audit(asked, suspect=f"hf:{folder}", out=tmp_path / "none")
     (shown,) = sealed(tmp_path / "none", "models.jsonl")
     assert shown["prompt_is"] == "rendered"

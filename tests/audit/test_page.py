@@ -20,6 +20,7 @@ from stillhouse.audit.redact import redact
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.audit.twin_audit import twin_audit
 from stillhouse.errors import DataError, EvidenceError
+from stillhouse.report import figure
 from stillhouse.watermark import Watermark
 from tests.audit.identity_lines import always, lines_of, plan_with
 from tests.audit.test_twin import PLAN, leaning, raw
@@ -44,8 +45,8 @@ def sealed(folder, plan, lines, reveal=None, before=()):
     return found
 
 
-def twin_case(gaps=None, teacher=None, **changes):
-    lines = raw(leaning(40, 1.5) if gaps is None else gaps, teacher)
+def twin_case(gaps=None, own=None, **changes):
+    lines = raw(leaning(40, 1.5) if gaps is None else gaps, own)
     plan = PLAN | {"stillhouse": "0.1.0", "prefix_tokens": 0, "suspect": "Vat"} | changes
     return plan, lines, {}, ("candidates", "pairs")
 
@@ -91,8 +92,16 @@ def page_of(folder, case, more=None):
     return write_page(folder, found, case[0]).read_text("utf-8"), found
 
 
+class Text(Page):
+    """A page whose cells are words of their own."""
+
+    def handle_starttag(self, tag, attrs):
+        self.text += " " if tag in ("td", "th", "tr", "p", "li", "span", "small") else ""
+        super().handle_starttag(tag, attrs)
+
+
 def text_of(page):
-    return " ".join(Page(page).text.split())
+    return " ".join(Text(page).text.split())
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +170,15 @@ def test_what_the_evidence_says_stands_there_with_its_figures(pages, test):
     assert "contest/contest.yaml" in text
 
 
+@pytest.mark.parametrize("test", CASES)
+def test_every_p_value_has_its_n(pages, test):
+    rows = re.findall(r"<tr><th>(.*?)</tr>", pages[test][0])
+    given = [row for row in rows if re.match(r"(p,|p |Rank p|Teacher gate)", row)]
+    assert given
+    for row in given:
+        assert re.search(r'data-h="n">[\d,]+<', row), row
+
+
 # ---- verdicts and words ----
 
 VERDICTS = {
@@ -191,9 +209,9 @@ def test_every_verdict_opens_the_page_in_its_own_words(tmp_path, test, verdict):
     assert not re.search(rf"\b({'|'.join(words.FORBIDDEN)})", text.lower())
     if found["p_value"] is None:
         assert "None is given here" in text
-        assert not re.search(r"Here p = ", text)
+        assert not re.search(r"Here p is ", text)
     else:
-        assert re.search(r"Here p = \S.* \(n = \d+ (pairs|controls)\)", text)
+        assert re.search(r"Here p is \S.* \(n = [\d,]+ (pairs|controls)\)", text)
 
 
 def test_a_suspect_that_answered_too_little_is_said_to_have(tmp_path):
@@ -234,6 +252,7 @@ def test_each_kind_of_twin_and_access_is_explained_as_what_it_is(tmp_path, kind,
     assert ("gives text only" in text) == (access == "text")
     assert ("word piece by word piece" in text) == (access == "logprobs")
     assert ("Teacher gate" in text) == (kind == "drawn later")
+    assert ("Here it assumes, besides" in text) == (kind != "escrowed")
 
 
 def test_reading_and_generation_are_explained_apart(tmp_path, pages):
@@ -282,7 +301,10 @@ def test_bars_compare_sides_and_the_longest_are_cut_and_counted(tmp_path):
     assert difference_bars({"a": 0.0}, "")["zeros"] == 1
     gaps = [*leaning(40, 0.0), 90.0]
     text = text_of(page_of(tmp_path, twin_case(gaps))[0])
-    assert "1 bar reaches beyond the frame and is cut at it; the furthest lies at 90.00" in text
+    assert (
+        "1 bar reaches beyond the frame and is cut at it; the furthest is 90.00 away from zero"
+        in text
+    )
 
 
 @pytest.mark.parametrize("n", [20, 121, 2000])
@@ -309,7 +331,9 @@ def test_every_decoy_is_in_a_column_and_the_true_key_is_marked(pages):
 def test_all_answers_stand_there_beside_what_was_read_in_them(pages):
     page, found = pages["identity"]
     plan = plan_with(2)
-    asked = sum(len(q["neutral"]) + len(q["pressing"]) for q in plan["battery"]["questions"].values())
+    asked = sum(
+        len(q["neutral"]) + len(q["pressing"]) for q in plan["battery"]["questions"].values()
+    )
     assert page.count("I am ChatGPT.</p>") == 3 * asked  # the suspect's
     assert page.count("I am Gemini, not Claude.</p>") == 3 * asked
     text = text_of(page)
@@ -325,7 +349,7 @@ def test_all_answers_stand_there_beside_what_was_read_in_them(pages):
 @pytest.mark.parametrize("controls", [3, 6])
 def test_languages_stand_beside_the_controls_or_their_range(tmp_path, controls):
     page, _ = page_of(tmp_path, identity_case(controls))
-    assert page.count("Every control, ") == (2 if controls > 4 else 0)
+    assert page.count("Every control, ") == (4 if controls > 4 else 0)
     assert ("0 % to 0 %" in page) == (controls > 4)
     for name in (f"control {n}" for n in range(controls)):
         assert name in text_of(page)
@@ -352,7 +376,7 @@ def test_figures_nobody_laid_out_are_a_plain_table(tmp_path, pages, test):
         "later, p value", "0.0321", "later, by", "1, 2.5, none", "odd, 1, a", "−0.125", "0.5",
         "0.25 to 0.75", "by hand", "new", "yes", "0.0456", "declared",
     ):  # fmt: skip
-        assert shown in text[text.index("Further figures") - 4000 :], shown
+        assert shown in text, shown
     if test != "twin":  # an estimate is one figure, whatever stands in it
         assert "0.0789" in text
 
@@ -386,7 +410,7 @@ def test_exclusions_are_counted_with_their_reasons(tmp_path):
     lines["pairs"][3]["twin"]["response"]["text"] = "served"
     text = text_of(page_of(tmp_path, (plan, lines, reveal, before))[0])
     assert "served answer and twin are the same 1" in text
-    assert "1 in all, beside n = 39 that count" in text
+    assert "1 in all; the test rests on n = 39 pairs" in text
 
 
 def test_plan_commitments_and_roots_stand_on_the_page(tmp_path):
@@ -404,6 +428,11 @@ def test_plan_commitments_and_roots_stand_on_the_page(tmp_path):
     ):  # fmt: skip
         assert shown in text, shown
     assert str(tmp_path) not in page
+
+
+def test_probabilities_are_never_written_as_zero():
+    written = [figure(p, "chance") for p in (1.0, 0.05, 0.00123, 4.56e-7, 1e-310)]
+    assert written == ["1", "0.05", "0.00123", "4.6 × 10⁻⁷", "below 10⁻³⁰⁰"]
 
 
 def test_frequencies_and_settings_in_words():

@@ -21,12 +21,11 @@ from scipy.stats import binomtest, kstest
 from stillhouse.audit import words
 from stillhouse.audit.green import green_pairs, scored_pairs, windows_of
 from stillhouse.audit.radioactivity import (
-    FEWEST_PAIRS,
-    WatermarkSettings,
     _beside,
     _refusal,
     evidence,
 )
+from stillhouse.audit.settings import FEWEST_SCORED, WatermarkSettings
 from stillhouse.audit.verify import verify
 from stillhouse.audit.watermark_audit import Vocabulary, watermark_audit
 from stillhouse.errors import (
@@ -372,7 +371,7 @@ def test_an_overwhelming_share_has_a_p_value_above_0() -> None:
 
 
 def test_unfit_lines_are_refused() -> None:
-    with pytest.raises(EvidenceError, match=f"at least {FEWEST_PAIRS}"):
+    with pytest.raises(EvidenceError, match=f"at least {FEWEST_SCORED}"):
         evidence(plan(), lines([[1, 2, 3, 4, 5]]), reveal())
     with pytest.raises(EvidenceError, match="committed to before"):
         evidence(plan(), lines(repetitive()), reveal(Watermark(key=bytes(32))))

@@ -96,3 +96,15 @@ def test_killed_at_any_moment_no_coin_is_tossed_again(wait: float, tmp_path: Pat
     running.wait()
     collect(settings, teacher="scripted:slow", store=tmp_path / "served")
     check(tmp_path, 24)
+
+
+def test_pairs_that_a_kill_left_uncommitted_are_committed_to_by_the_next_collection(
+    tmp_path: Path,
+) -> None:
+    settings = settings_for(tmp_path, 6)
+    collect(settings, teacher=TEACHER, store=tmp_path / "served")
+    commitments = tmp_path / "escrow" / "commitments.jsonl"
+    committed = commitments.read_bytes()
+    commitments.unlink()  # as a kill after the last answer would leave it
+    assert collect(settings, teacher=TEACHER, store=tmp_path / "served").asked == 0
+    assert commitments.read_bytes() == committed

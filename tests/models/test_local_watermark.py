@@ -46,7 +46,10 @@ def network(folder: Path) -> PackedLlama:
     return PackedLlama(folder)
 
 
-def jobs(count: int, room: int, shape: Shape = Shape()) -> list[Job]:
+PLAIN = Shape()
+
+
+def jobs(count: int, room: int, shape: Shape = PLAIN) -> list[Job]:
     rng = np.random.default_rng(12)
     return [
         Job([1, *rng.integers(3, 250, 3 + n % 4).tolist()], room, shape, rng.random(room), about=n)
@@ -135,12 +138,13 @@ def test_a_rows_mark_does_not_depend_on_what_else_is_in_flight(network: PackedLl
 
 def test_marks_that_do_not_fit_are_refused(folder: Path) -> None:
     mark, config = Watermark(key=KEY, tokenizer="t1:another"), synthid()
-    for options, said in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"watermark": mark}, "t1:another"),
         ({"watermark": Watermark(key=KEY), "synthid": config}, "one of the two"),
         ({"synthid": {"keys": [1, 2]}}, "synthid is a dict"),
         ({"synthid": synthid(debug_mode=True)}, "debug_mode"),
-    ):
+    ]
+    for options, said in cases:
         with pytest.raises(ConfigError, match=said):
             LocalModel(folder, spec="x", **options)
     own = LocalModel(folder, spec="x").text.vocabulary_hash
