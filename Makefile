@@ -25,8 +25,8 @@ weights: install ## the teacher's weights, into the cache folder
 distill: weights ## the main job: a student from a teacher, in about 12 minutes on two cores
 	$(BIN)/stillhouse distill examples/quickstart.yaml
 
-test: install weights ## the default test suite
-	$(BIN)/pytest
+test: install weights ## the default test suite, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: install weights ## the tests that take longer: kills, real weights
 	$(BIN)/pytest -m slow
