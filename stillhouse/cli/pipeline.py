@@ -252,7 +252,8 @@ def _store_size(store: Path) -> int:
 
 
 def _input_hashes(recipe: Recipe) -> dict[str, str]:
-    files = prompt_files(recipe.collect.prompts + recipe.evaluate.prompts)
+    named = recipe.collect.prompts + recipe.evaluate.prompts
+    files = prompt_files(named) if named else []  # `train` on exchanges at hand needs none
     return {path.name: file_hash(path) for path in files}
 
 

@@ -219,6 +219,18 @@ def test_a_recipe_that_names_its_exchanges_asks_nothing(
         assert store.ids() == ids
 
 
+def test_exchanges_at_hand_are_trained_on_without_any_prompts(
+    finished: Path, workshop: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load((workshop / "recipe.yaml").read_text())
+    del recipe["evaluate"], recipe["collect"]["prompts"]
+    recipe |= {"exchanges": str(finished / "exchanges"), "runs": str(tmp_path), "name": "bare"}
+    recipe["train"]["epochs"] = 1
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", str(tmp_path / "bare.yaml"), "--quiet"]) == 0
+    assert (tmp_path / "bare" / "student" / "config.json").exists()
+
+
 def test_an_unknown_teacher_is_refused_before_the_first_request(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
