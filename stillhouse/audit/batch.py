@@ -187,8 +187,9 @@ def _discloses(pairs: Sequence[Line]) -> str:
     characters = sum(len(pair[s]["response"].get("text") or "") for pair in shown for s in _SIDES)
     return (
         f"the prompts and both answers of {len(shown)} exchanges ({characters:,} characters of "
-        "answers). Whoever trains on them afterwards is tested in vain with them: they are noted "
-        "in the ledger, and later audits leave them out"
+        "answers). Whoever trains on them afterwards is tested in vain with them: with --ledger "
+        "they are noted, and later audits leave them out. Whoever kept the served answers can tell "
+        "them from their twins"
     )
 
 

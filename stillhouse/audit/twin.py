@@ -231,7 +231,7 @@ def _report(
             "mean_difference": {"name": f"mean difference, {unit}", **size.to_dict()},
             "share_upper_bound": share_bound(test.positive, test.n),
             "level": level,
-            "teacher_gate": _gate(teachers) if plan["twins"] == "drawn later" else None,
+            "teacher_gate": _gate(teachers) if plan["twins"] != "escrowed" else None,
             "refusal": refusal,
         },
         "differences": dict(gaps),
@@ -254,7 +254,7 @@ def _gate(teachers: Sequence[float]) -> dict[str, Any] | None:
 
 
 def _changed(plan: Mapping[str, Any], teachers: Sequence[float]) -> str | None:
-    gate = _gate(teachers) if plan["twins"] == "drawn later" else None
+    gate = _gate(teachers) if plan["twins"] != "escrowed" else None
     if gate is None or gate["p_value"] > gate["level"]:
         return None
     return (
@@ -311,8 +311,7 @@ def _says(
     return [
         lean,
         "No evidence found that the suspect was trained on these served answers. The share of "
-        f"pairs that lean to the served answer is at most {bound:.3f} (95 %, one-sided); a smaller "
-        "effect than that could not have been told from none.",
+        f"pairs that lean to the served answer is at most {bound:.3f} (95 %, one-sided).",
     ]
 
 
@@ -325,11 +324,12 @@ def _cannot(plan: Mapping[str, Any]) -> list[str]:
         "No dose is given: how lean and share of training data go together was not measured for "
         "this kind of model.",
     ]
-    if plan["twins"] == "drawn later":
+    if plan["twins"] != "escrowed":
         lines.append(
-            "The twins were drawn after the answers were served. That they are equally likely "
-            "assumes the same weights, engine, precision, template and settings; the gate reported "
-            "beside the figures would see a large change, not every small one."
+            "The twins were not escrowed. That they are equally likely assumes the same weights, "
+            "engine, precision, template and settings as the served answers; where the teacher's "
+            "own scores are at hand a gate beside the figures would see a large change, not every "
+            "small one, and otherwise nothing would."
         )
     if plan["access"] == "text":
         lines.append("Text alone carries less than log-probabilities: small effects go unseen.")

@@ -146,12 +146,13 @@ def test_a_choice_by_answers_breaks_the_size() -> None:
     assert wrong > 90
 
 
-def test_the_teachers_own_preference_is_taken_off() -> None:
-    shared = leaning(60, 1.0)
-    assert evidence(PLAN, raw(shared), {})["verdict"] == words.EVIDENCE
-    own = [value - extra for value, extra in zip(shared, leaning(60, 0.0, 9), strict=True)]
-    found = evidence(PLAN | {"teacher": "t"}, raw(shared, own), {})
-    assert found["verdict"] == words.NONE_FOUND
+def test_taking_off_the_teachers_own_preference_shows_what_it_drowned() -> None:
+    own = leaning(60, 0.0)
+    suspect = [
+        value + 0.1 + extra / 10 for value, extra in zip(own, leaning(60, 0, 9), strict=True)
+    ]
+    assert evidence(PLAN, raw(suspect), {})["p_value"] > 0.01
+    assert evidence(PLAN | {"teacher": "t"}, raw(suspect, own), {})["p_value"] < 1e-4
 
 
 def test_the_level_is_shared_among_the_looks_declared() -> None:
@@ -192,7 +193,7 @@ def test_a_changed_teacher_is_refused_and_an_unchanged_one_is_not() -> None:
         assert found["secondary"]["teacher_gate"]["p_value"] < 1e-3
     fair = evidence(plan, raw(suspect, leaning(80, 0.0, 1)), {})
     assert fair["verdict"] == words.EVIDENCE
-    assert any("drawn after" in line for line in fair["cannot"])
+    assert any("not escrowed" in line for line in fair["cannot"])
 
 
 def test_a_suspect_that_scores_the_same_text_otherwise_later_is_refused() -> None:

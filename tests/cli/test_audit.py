@@ -165,3 +165,4 @@ def test_an_identity_audit_ends_in_a_verified_bundle(tmp_path: Path, capsys: Any
     assert code == 0, err
     assert "What cannot be concluded" in said
     assert run(capsys, "audit", "verify", out)[0] == 0
+    assert (tmp_path / "identity" / "report.html").exists()
