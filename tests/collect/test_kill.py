@@ -141,7 +141,7 @@ def test_killed_at_thirty_random_moments_every_prompt_is_there_once(
 def test_ctrl_c_ends_cleanly_with_exit_code_130(start: Start, tmp_path: Path) -> None:
     file, texts = written(tmp_path, 300)
     store = tmp_path / "store"
-    with teacher_server(delay=0.05) as server:
+    with teacher_server(delay=0.25) as server:  # slow enough to be caught in mid-air
         process = start(command(file, store, server.spec))
         while rows(store) < 30:
             assert process.poll() is None
