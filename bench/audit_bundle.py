@@ -1,20 +1,19 @@
 """Bundles of an audit: how many of 1,000 changed bytes verification finds, and how long it takes.
 
-    python bench/audit_bundle.py [--changes 1000] [--quick] [--pairs 200] [--tokens 150]
+    python bench/audit_bundle.py [--changes 1000] [--quick] [--pairs 500] [--tokens 150]
 
-Prints one JSON object. The bundle has the size of a real twin test: for each pair, the
-log-probabilities of both answers under suspect and teacher. Its evidence is an exact sign test over
-these lines. Each change replaces one byte, drawn by file, place and value with a fixed seed, and is
-taken back after it was looked for; processor seconds are what a busy machine cannot inflate. Beside
-these, once each: files cut, renamed, added, taken away, and lines moved. Whole command lines are
-timed from outside, the interpreter's start included.
+Prints one JSON object. The bundle is one of `audit twin`: a scripted model answers with an escrow,
+and is tested itself, with the settings' own number of pairs out of twice as many committed to. Each
+change replaces one byte, drawn by file, place and value with a fixed seed, and is taken back after
+it was looked for; processor seconds are what a busy machine cannot inflate. Beside these, once
+each: files cut, renamed, added, taken away, and lines moved. The command line is timed from
+outside, the interpreter's start included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import random
 import shutil
@@ -24,75 +23,45 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.functions import FUNCTIONS
+from stillhouse.audit.settings import TwinSettings
+from stillhouse.audit.twin_audit import twin_audit
 from stillhouse.audit.verify import Verification, verify
+from stillhouse.collect.run import collect
+from stillhouse.config import CollectSettings
 
-ROOT = Path(__file__).parent.parent
-KEY = "5f" * 32
+MODEL = "scripted:bigram"
 GOAL_SECONDS = 2.0
 
 
-def sign_test(
-    plan: Mapping[str, Any],
-    lines: Mapping[str, Sequence[Mapping[str, Any]]],
-    reveal: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The exact one-sided sign test of mean log-likelihood differences, less the teacher's."""
-    gaps = [
-        math.fsum(
-            sign * (math.fsum(row["served"]) / len(row["served"])
-                    - math.fsum(row["twin"]) / len(row["twin"]))
-            for sign, row in ((1, pair["suspect"]), (-1, pair["teacher"]))
-        )
-        for pair in lines["pairs"]
-    ]  # fmt: skip
-    n, positive = sum(g != 0 for g in gaps), sum(g > 0 for g in gaps)
-    tail = sum(math.comb(n, k) for k in range(positive, n + 1))
-    return {
-        "test": plan["test"], "n": n, "excluded": {"equal": len(gaps) - n},
-        "statistic": {"name": "positive differences", "value": positive},
-        "p_value": tail / 2**n, "asked": len(lines["asked"]), "key": reveal["key"],
-        "secondary": {"mean_gap_nats": math.fsum(gaps) / len(gaps), "gaps_nats": gaps},
-    }  # fmt: skip
-
-
-FUNCTIONS = {"sign": sign_test}
-
-
 def make(folder: Path, pairs: int, tokens: int) -> dict[str, Any]:
-    """Begin, append and seal a bundle; how long that took, and its size."""
-    draw = np.random.default_rng(7)
-    words = [f"word{i}" for i in range(2000)]
-    plan = {"test": "sign", "alpha": 0.01, "pairs": pairs, "suspect": "bench"}
-    asked = [
-        {"id": i, "prompt": " ".join(words[w] for w in draw.integers(0, 2000, 20))}
-        for i in range(pairs)
-    ]
-
-    def scored(lean: float) -> dict[str, list[float]]:
-        means = {"served": 1.5 - lean, "twin": 1.5}
-        return {side: (-draw.exponential(mean, tokens)).tolist() for side, mean in means.items()}
-
-    rows = [{"id": i, "suspect": scored(0.1), "teacher": scored(0.0)} for i in range(pairs)]
+    """Collect with an escrow, audit, seal; how long the audit took, and the bundle's size."""
+    place = folder.parent
+    prompts = place / "prompts.jsonl"
+    prompts.write_text(
+        "".join(
+            json.dumps({"prompt": f"Tell me about number {n}"}) + "\n" for n in range(2 * pairs)
+        )
+    )
+    collect(
+        CollectSettings(prompts=(prompts,), max_tokens=tokens, top_logprobs=0,
+                        escrow=place / "escrow"),
+        teacher=MODEL, store=place / "served",
+    )  # fmt: skip
     began = time.perf_counter()
-    bundle = Bundle.begin(folder, plan, before={"asked": asked}, secrets={"key": KEY})
-    for row in rows:
-        bundle.append("pairs", [row])
-    appended = time.perf_counter()
-    lines = {name: bundle.lines(name) for name in ("asked", "pairs")}
-    bundle.seal(sign_test(plan, lines, {"key": KEY}), reveal={"key": KEY})
+    twin_audit(
+        TwinSettings(pairs=pairs), suspects=[MODEL], exchanges=place / "served",
+        twins=place / "escrow", out=folder,
+    )  # fmt: skip
     sizes = {p.name: p.stat().st_size for p in sorted((folder / "sealed").iterdir())}
     return {
-        "pairs": pairs, "tokens": tokens, "bytes": sum(sizes.values()), "bytes_by_file": sizes,
-        "append_ms_each": round(1000 * (appended - began) / pairs, 2),
-        "seal_seconds": round(time.perf_counter() - appended, 3),
+        "pairs": pairs, "committed": 2 * pairs, "tokens": tokens, "bytes": sum(sizes.values()),
+        "bytes_by_file": sizes, "audit_seconds": round(time.perf_counter() - began, 2),
     }  # fmt: skip
 
 
@@ -187,19 +156,14 @@ def other_changes(folder: Path) -> dict[str, bool]:
 
 
 def command_lines(folder: Path, runs: int) -> list[float]:
-    """Seconds of whole processes that verify the bundle and say so by their exit code."""
-    code = (
-        "import sys; from pathlib import Path; from bench.audit_bundle import FUNCTIONS\n"
-        "from stillhouse.audit.verify import verify\n"
-        "result = verify(Path(sys.argv[1]), FUNCTIONS); print(*result.sentences(), sep='\\n')\n"
-        "sys.exit(0 if result.ok else 3)"
-    )
+    """Seconds of `stillhouse audit verify`, from the shell's side."""
     seconds: list[float] = []
     for _ in range(runs):
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-c", code, str(folder)], check=True, capture_output=True, cwd=ROOT
-        )
+            [sys.executable, "-m", "stillhouse.cli.main", "audit", "verify", str(folder)],
+            check=True, capture_output=True,
+        )  # fmt: skip
         seconds.append(time.perf_counter() - began)
     return seconds
 
@@ -209,7 +173,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--changes", type=int, default=1000)
     options.add_argument("--quick", action="store_true", help="50 changes")
-    options.add_argument("--pairs", type=int, default=200)
+    options.add_argument("--pairs", type=int, default=500)
     options.add_argument("--tokens", type=int, default=150)
     options.add_argument("--seed", type=int, default=20260)
     given = options.parse_args()

@@ -224,7 +224,8 @@ def text_row(bench: Bench, name: str, *, prefixed: bool, pairs: int) -> dict[str
         return {"refused": str(refusal)}
     rows = (kitchen.work / "audits" / name / "sealed" / "candidates.jsonl").read_text("utf-8")
     candidates = [json.loads(line) for line in rows.splitlines()]
-    drawn, _ = choose(candidates, pairs=GOAL_PAIRS, seed=TwinSettings().seed)
+    draw = json.loads((kitchen.work / "audits" / name / "sealed" / "plan.json").read_text())["draw"]
+    drawn, _ = choose(candidates, pairs=GOAL_PAIRS, draw=draw)
     few = [found["differences"][e] for e in drawn if e in found["differences"]]
     return {
         "twins": f"continue {prefix} tokens of the served answer" if prefixed else "escrowed",

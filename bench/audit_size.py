@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.audit.selection import facts, prompt_key
+from stillhouse.audit.selection import draw_of, facts, prompt_key
 from stillhouse.audit.twin import evidence
 from stillhouse.collect.run import collect
 from stillhouse.config import CollectSettings
-from stillhouse.exchange import Exchange, Message, Request, Sampling, message, to_dict
+from stillhouse.exchange import Exchange, Message, Request, Sampling, from_dict, message, to_dict
 from stillhouse.models import Need, open_model
 from stillhouse.stats import clopper_pearson
 
@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SEED = 20261122
 AT_ONCE = 10  # draws sampled and scored between two writes
 PLAN: dict[str, Any] = {
-    "test": "twin", "access": "logprobs", "twins": "of a store", "escrow": None, "where": [],
-    "pairs": 2000, "alpha": 0.01, "looks": 1, "seed": 7, "spent": [],
+    "test": "twin", "access": "logprobs", "reached": "hf", "twins": "of a store", "escrow": None,
+    "where": [], "outside": 0, "pairs": 2000, "alpha": 0.01, "looks": 1, "begun": 1, "spent": [],
 }  # fmt: skip
 SAMPLES = 4
 
@@ -143,8 +143,6 @@ def sample_draws(options: argparse.Namespace, asked: list[tuple[Message, ...]]) 
 
 def score_draws(name: str, spec: str, draws: list[dict[str, Any]], work: Path) -> Path:
     """`scores-NAME.jsonl`: mean log-probability of each answer, in the order of `draws.jsonl`."""
-    from stillhouse.exchange import from_dict
-
     path = work / f"scores-{name}.jsonl"
     done = len(read(path))
     if done >= len(draws):
@@ -187,7 +185,7 @@ def p_values(
 ) -> Iterator[float]:  # fmt: skip
     """One for each draw of `size` lines; `chosen`: pairs kept by their served answers instead."""
     plan = PLAN | {
-        "suspect": "bench", "teacher": "teacher" if teacher else None, "samples": SAMPLES,
+        "suspect": "bench", "taken_off": teacher is not None, "samples": SAMPLES,
         "access": "text" if said is not None else "logprobs",
     }  # fmt: skip
     for first in range(0, len(draws), size):
@@ -204,7 +202,7 @@ def p_values(
                 continue
             served, twin = draws[at]["exchange"], draws[at + 1]["exchange"]
             name = served["id"]
-            lines["candidates"].append(candidate(served))
+            lines["candidates"].append(facts(from_dict(served), 1))
             lines["pairs"].append({"exchange": name, "served": served, "twin": twin})
             for role, by in (("suspect", scores), ("teacher", teacher)):
                 for side, offset in (("served", 0), ("twin", 1)):
@@ -213,16 +211,12 @@ def p_values(
                                                 "logprobs": [by[at + offset]]})  # fmt: skip
             if said is not None:
                 lines["continuations"] += [
-                    {"exchange": name, "text": x, "served_model": "x"}
-                    for x in said[draws[at]["prompt"]]
+                    {"exchange": name, "sample": n, "round": 1, "text": x, "served_model": "x"}
+                    for n, x in enumerate(said[draws[at]["prompt"]])
                 ]
-        yield evidence(plan, lines, {})["p_value"]
-
-
-def candidate(served: dict[str, Any]) -> dict[str, Any]:
-    from stillhouse.exchange import from_dict
-
-    return facts(from_dict(served), None)
+        found = evidence(plan | {"draw": draw_of(lines["candidates"], None)}, lines, {})
+        # A gate that refuses an unchanged teacher gives no p-value: counted, and no discovery.
+        yield 1.0 if found["p_value"] is None else found["p_value"]
 
 
 def summary(values: list[float]) -> dict[str, Any]:

@@ -27,9 +27,12 @@ from typing import Any
 from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange, Request, canonical_json
 from stillhouse.merkle import inclusion_proof, is_included, leaf_hash, root_of
+from stillhouse.report import write_text
 from stillhouse.store import Store
 
-__all__ = ["Escrow", "check_pair", "check_published", "coin", "commitment", "pair_key"]
+__all__ = [
+    "Escrow", "check_pair", "check_published", "coin", "commitment", "pair_key", "published_root",
+]  # fmt: skip
 
 VERSION = 1
 
@@ -104,8 +107,7 @@ class Escrow:
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "key_sha256": hashlib.sha256(key_file.read_bytes()).hexdigest(),
         }
-        text = json.dumps(facts, indent=2) + "\n"
-        _write_whole(folder / "escrow.json", text.encode())
+        write_text(folder / "escrow.json", json.dumps(facts, indent=2) + "\n")
         return cls.open(folder)
 
     @classmethod
@@ -161,8 +163,8 @@ class Escrow:
             pair = pair_key(exchange)
             if pair in twins:
                 rows[pair] = commitment(self.nonce(exchange), exchange.id, twins[pair])
-        lines = [_line(pair, rows[pair]) + b"\n" for pair in sorted(rows)]
-        _write_whole(self.folder / "commitments.jsonl", b"".join(lines))
+        lines = [_line(pair, rows[pair]).decode() + "\n" for pair in sorted(rows)]
+        write_text(self.folder / "commitments.jsonl", "".join(lines))
         return len(rows)
 
     def twins_of(self, served: Iterable[Exchange]) -> dict[str, Exchange]:
@@ -180,9 +182,13 @@ class Escrow:
         """What was to be published: the key's hash, how many pairs, and the root over all lines of
         `commitments.jsonl`.
         """
-        lines = self._lines()
-        root = root_of(leaf_hash(line) for line in lines).hex()
+        lines = self.committed()
+        root = published_root(lines)
         return {"key_sha256": self.fingerprint, "pairs": len(lines), "root": root}
+
+    def committed(self) -> list[dict[str, str]]:
+        """The lines of `commitments.jsonl`: `pair` and `commitment`, in their order."""
+        return [json.loads(line) for line in self._lines()]
 
     def proofs(self, served: Iterable[Exchange]) -> dict[str, dict[str, Any]]:
         """Exchange id -> where its pair stands among the published lines, and the proof of it.
@@ -223,11 +229,10 @@ def check_published(
     return "its commitment is not among those published"
 
 
+def published_root(lines: Iterable[Mapping[str, str]]) -> str:
+    """The root, in hex, over all lines of `commitments.jsonl`."""
+    return root_of(leaf_hash(_line(x["pair"], x["commitment"])) for x in lines).hex()
+
+
 def _line(pair: str, commitment: str) -> bytes:
     return canonical_json({"pair": pair, "commitment": commitment}).encode()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    aside = path.with_suffix(".new")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -24,6 +24,7 @@ __all__ = [
     "rank_tail",
     "share_bound",
     "signed_rank",
+    "signed_rank_sides",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -71,6 +72,16 @@ def signed_rank(differences: npt.ArrayLike) -> SignedRank:
     Source: Wilcoxon (1945), Biometrics Bulletin 1; ties as in Pratt and Gibbons (1981), without
     zeros.
     """
+    ranks, rank_sum, positive, zeros = _ranked(differences)
+    return SignedRank(
+        n=len(ranks), zeros=zeros, positive=positive, rank_sum=rank_sum / 2,
+        p_value=_observed(rank_tail(ranks, rank_sum), len(ranks)),
+        sign_p_value=binomial_tail(positive, len(ranks)),
+    )  # fmt: skip
+
+
+def _ranked(differences: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], int, int, int]:
+    """(doubled ranks, their sum over the positive ones, how many are positive, zeros)."""
     values = np.asarray(differences, dtype=np.float64)
     signed = values[values != 0]
     if not np.isfinite(values).all():
@@ -80,12 +91,26 @@ def signed_rank(differences: npt.ArrayLike) -> SignedRank:
     if len(signed) > MOST_PAIRS:
         raise _unfit(f"{len(signed)} differences", f"at most {MOST_PAIRS}, drawn at random")
     ranks = _doubled_ranks(np.abs(signed))
-    rank_sum, positive = int(ranks[signed > 0].sum()), int((signed > 0).sum())
-    return SignedRank(
-        n=len(signed), zeros=len(values) - len(signed), positive=positive,
-        rank_sum=rank_sum / 2, p_value=rank_tail(ranks, rank_sum),
-        sign_p_value=binomial_tail(positive, len(signed)),
-    )  # fmt: skip
+    positive = signed > 0
+    return ranks, int(ranks[positive].sum()), int(positive.sum()), len(values) - len(signed)
+
+
+def signed_rank_sides(differences: npt.ArrayLike) -> tuple[float, float]:
+    """(p that they lean to the positive side, p that they lean to the negative), both exact.
+
+    Raises:
+        EvidenceError: as `signed_rank`.
+    """
+    ranks, rank_sum, _, _ = _ranked(differences)
+    shared = int(np.gcd.reduce(ranks))
+    chance, at = _sum_chances(ranks // shared), rank_sum // shared
+    up, down = float(chance[at:].sum()), float(chance[: at + 1].sum())
+    return _observed(up, len(ranks)), _observed(down, len(ranks))
+
+
+def _observed(chance: float, pairs: int) -> float:
+    """A tail that holds what was observed: at least one outcome of all; long products underflow."""
+    return min(1.0, max(chance, 2.0 ** -min(pairs, 1000)))
 
 
 def _unfit(found: str, expected: str) -> EvidenceError:

@@ -8,6 +8,7 @@ text of models is escaped. The fields of `report.json` are listed in docs/evalua
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -97,7 +98,10 @@ def write_text(path: Path, text: str) -> Path:
     """The path, once the file is there; it is written whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     # A lone surrogate in a model's text has no UTF-8 form; its escape is what JSON calls it too.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
     return path
 

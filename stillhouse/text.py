@@ -15,7 +15,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["NEAR", "Near", "near_duplicates", "ngrams", "normalise", "similarity", "tokenizer_hash"]
+__all__ = [
+    "NEAR", "Near", "near_duplicates", "ngrams", "normalise", "seed_from", "similarity",
+    "tokenizer_hash",
+]  # fmt: skip
 
 NEAR = 0.8
 """Similarity from which two prompts count as near duplicates: a changed word or two in a
@@ -43,6 +46,14 @@ def tokenizer_hash(vocabulary: Mapping[str, int]) -> str:
         sort_keys=True, separators=(",", ":"), ensure_ascii=True,
     )  # fmt: skip
     return "t1:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def seed_from(text: str) -> int:
+    """A sampler's seed, 0 to 2^31 - 1, that follows from a text.
+
+    31 bits: llama.cpp reads an unsigned 32-bit seed whose highest value means 'random'.
+    """
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & 0x7FFFFFFF
 
 
 def normalise(text: str) -> str:

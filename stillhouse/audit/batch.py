@@ -1,5 +1,4 @@
-"""A suspect that someone else runs: requests in a file, answers from one, and a ledger of what was
-shown.
+"""A suspect that someone else runs: requests in a file, answers from one.
 
     FOLDER/requests.jsonl   handed to whoever runs the suspect
     FOLDER/answers.jsonl    comes back
@@ -12,26 +11,28 @@ cannot lean. The format of both files is in docs/audit.md.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.pair_checks import SIDES
 from stillhouse.errors import ConfigError, DataError
-from stillhouse.exchange import Request
+from stillhouse.exchange import Exchange, Request
+from stillhouse.report import write_text
 
-__all__ = ["Batch", "Ledger", "Waiting", "is_batch"]
+__all__ = ["REPEATED_PAIRS", "Batch", "Waiting", "is_batch", "jsonable", "place_of"]
 
 Line = Mapping[str, Any]
 
-_SIDES = ("served", "twin")
+REPEATED_PAIRS = 8
+"""Pairs asked a second time at the end: a suspect that changed in between shows there."""
 
 
 def is_batch(spec: str) -> bool:
@@ -80,14 +81,16 @@ class Batch:
         self.folder.mkdir(parents=True, exist_ok=True)
         shown = self._shown(pairs, requests, access)
         if not self.answers.exists():
-            ordered = sorted(shown, key=lambda name: name)
-            lines = [json.dumps({"id": name, **shown[name][0]}, ensure_ascii=False) for name in
-                     ordered]  # fmt: skip
-            _write_whole(self.requests, "".join(line + "\n" for line in lines))
+            lines = [
+                json.dumps({"id": name, **shown[name][0]}, ensure_ascii=False) + "\n"
+                for name in sorted(shown)
+            ]
+            write_text(self.requests, "".join(lines))
             return Waiting(self.spec, self.requests, self.answers, len(shown), _discloses(pairs))
         kind = "scores" if access == "logprobs" else "continuations"
-        if not any(line.get("role", "suspect") == "suspect" for line in bundle.lines(kind)):
-            bundle.append(kind, list(self._lines(shown, access)))
+        there = [_place(line) for line in bundle.lines(kind)]  # of a run that was cut short
+        answered = list(self._lines(shown, access))
+        bundle.append(kind, [line for line in answered if _place(line) not in there])
         return None
 
     def _shown(
@@ -96,28 +99,28 @@ class Batch:
         """Name -> (the request as it is shown, the beginning of the raw line its answer makes)."""
         if access == "text":
             return {
-                self._name(r.labels["exchange"], r.labels["sample"]): (
+                self._name(r.labels["exchange"], r.labels["sample"], r.labels["round"]): (
                     {
                         "task": "answer", "messages": _plain(r.prompt),
                         "temperature": r.sampling.temperature,
                         "max_tokens": r.sampling.max_tokens, "seed": r.sampling.seed,
                     },
-                    {"exchange": r.labels["exchange"], "sample": int(r.labels["sample"])},
+                    place_of(r),
                 )
                 for r in requests
             }  # fmt: skip
         return {
-            self._name(pair["exchange"], side): (
+            self._name(pair["exchange"], side, role): (
                 {
                     "task": "score", "messages": _plain_lines(pair[side]["prompt"]),
                     "answer": pair[side]["response"].get("text") or "",
                     "ended": pair[side].get("finish_reason") == "stop",
                 },
-                {"role": "suspect", "exchange": pair["exchange"], "side": side},
+                {"role": role, "exchange": pair["exchange"], "side": side},
             )
-            for pair in pairs
-            if "withheld" not in pair
-            for side in _SIDES
+            for role, some in (("suspect", pairs), ("repeat", pairs[:REPEATED_PAIRS]))
+            for pair in some
+            for side in SIDES
         }  # fmt: skip
 
     def _name(self, *parts: str) -> str:
@@ -151,11 +154,28 @@ class Batch:
             if not fits:
                 raise _unfit(where, f"no usable '{wanted}'")
             more = {"served_model": line.get("model"), "time": line.get("time")}
-            yield shown[name][1] | {wanted: value} | (more if wanted == "text" else {})
+            told = jsonable(value) if wanted == "logprobs" else value
+            yield shown[name][1] | {wanted: told} | (more if wanted == "text" else {})
         if len(seen) < len(shown):
             missing = sorted(set(shown) - seen)
             raise _unfit(str(self.answers), f"{len(missing)} of {len(shown)} answers missing, "
                          f"the first is {missing[0]}")  # fmt: skip
+
+
+def _place(line: Line) -> tuple[Any, ...]:
+    return tuple(line.get(key) for key in ("role", "exchange", "side", "sample", "round"))
+
+
+def place_of(request: Request | Exchange) -> dict[str, Any]:
+    """What the raw line of a request's answer begins with."""
+    labels = request.labels
+    return {"exchange": labels["exchange"], "sample": int(labels["sample"]),
+            "round": int(labels["round"])}  # fmt: skip
+
+
+def jsonable(logprobs: Any) -> list[float | None]:
+    """Log-probabilities as raw lines hold them: null for a token held impossible."""
+    return [float(value) if math.isfinite(value) else None for value in logprobs]
 
 
 def _are_logprobs(value: Any) -> bool:
@@ -183,79 +203,10 @@ def _plain_lines(prompt: Sequence[Line]) -> list[dict[str, str]]:
 
 
 def _discloses(pairs: Sequence[Line]) -> str:
-    shown = [pair for pair in pairs if "withheld" not in pair]
-    characters = sum(len(pair[s]["response"].get("text") or "") for pair in shown for s in _SIDES)
+    characters = sum(len(pair[s]["response"].get("text") or "") for pair in pairs for s in SIDES)
     return (
-        f"the prompts and both answers of {len(shown)} exchanges ({characters:,} characters of "
+        f"the prompts and both answers of {len(pairs)} exchanges ({characters:,} characters of "
         "answers). Whoever trains on them afterwards is tested in vain with them: with --ledger "
         "they are noted, and later audits leave them out. Whoever kept the served answers can tell "
         "them from their twins"
     )
-
-
-# ---- what was shown before ----
-
-
-class Ledger:
-    """Which exchanges were shown to somebody, one JSON line each; no file means none is kept."""
-
-    def __init__(self, path: Path | None) -> None:
-        """Read what earlier audits noted.
-
-        Raises:
-            DataError: a line that is none of a ledger's.
-        """
-        self.path = path
-        self._entries: list[dict[str, Any]] = []
-        if path is not None and path.exists():
-            for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
-                try:
-                    entry = json.loads(text)
-                    self._entries.append({key: entry[key] for key in ("prompt", "bundle")})
-                except (ValueError, KeyError, TypeError):
-                    raise DataError(
-                        f"{path}:{number}", "no entry of a ledger", "a JSON line as audits write",
-                        "Put it back from a copy; without it spent exchanges would be used again",
-                    ) from None  # fmt: skip
-
-    def prompts(self, bundle: Path) -> list[str]:
-        """Prompts that other audits disclosed before this bundle was begun."""
-        plan = bundle / "sealed" / "plan.json"
-        if plan.exists():  # what held when it was begun
-            return list(json.loads(plan.read_text("utf-8"))["spent"])
-        name = _name_of(bundle)
-        return sorted({e["prompt"] for e in self._entries if e["bundle"] != name})
-
-    def spend(self, pairs: Sequence[Line], bundle: Path, suspect: str) -> None:
-        """Nothing; the pairs that are shown are noted, once."""
-        if self.path is None:
-            return
-        from stillhouse.audit.selection import prompt_key
-        from stillhouse.exchange import from_dict
-
-        name = _name_of(bundle)
-        noted = {e["prompt"] for e in self._entries if e["bundle"] == name}
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        lines: list[str] = []
-        for pair in pairs:
-            prompt = prompt_key(from_dict(pair["served"]))
-            if prompt not in noted and "withheld" not in pair:
-                entry = {"prompt": prompt, "exchange": pair["exchange"], "bundle": name,
-                         "suspect": suspect, "time": time}  # fmt: skip
-                self._entries.append(entry)
-                lines.append(json.dumps(entry) + "\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _name_of(bundle: Path) -> str:
-    """A name for a bundle that shows no path: of where it lies."""
-    return hashlib.sha256(str(bundle.resolve()).encode()).hexdigest()[:16]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_suffix(".new")
-    aside.write_text(text, "utf-8")
-    aside.replace(path)

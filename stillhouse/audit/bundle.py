@@ -43,7 +43,7 @@ from stillhouse.audit.seal import (
 from stillhouse.errors import ConfigError, DataError, EvidenceError
 from stillhouse.journal import sync_folder
 
-__all__ = ["MIN_SECRET_BYTES", "Bundle"]
+__all__ = ["MIN_SECRET_BYTES", "Bundle", "sealed_evidence"]
 
 MIN_SECRET_BYTES = 16
 """A shorter secret is guessed from its hash, so committing to it would publish it. Ours."""
@@ -277,6 +277,31 @@ class Bundle:
         if faults:
             raise _damaged(path, faults[0], "canonical lines, as they were appended")
         return values
+
+
+# ---- what is finished ----
+
+
+def sealed_evidence(
+    folder: Path,
+    plan: Mapping[str, Any],
+    before: Mapping[str, Iterable[Mapping[str, Any]]] = _NONE,
+) -> dict[str, Any] | None:
+    """The evidence of a bundle that is sealed with this very plan and these earlier lines.
+
+    None where there is no such bundle. What was sealed is not verified here.
+    """
+    sealed = folder / SEALED
+    if not (sealed / SEAL).exists():
+        return None
+    with disk(f"bundle {folder}", "reading"):
+        there = {name: (sealed / name).read_bytes() for name in ("plan.json", "evidence.json")}
+        same = there["plan.json"] == canonical(plan, "plan") + b"\n" and all(
+            (sealed / f"{name}.jsonl").exists()
+            and (sealed / f"{name}.jsonl").read_bytes() == _joined(name, lines)
+            for name, lines in before.items()
+        )
+    return Sealed("evidence.json", there["evidence.json"]).read[0][0] if same else None
 
 
 # ---- what is planned ----

@@ -9,27 +9,26 @@ does. The evidence is computed from the raw lines by `identity.evidence`, as ver
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from stillhouse import __version__
-from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.claims import Claims, battery, battery_hash, questions
 from stillhouse.audit.identity import evidence
 from stillhouse.audit.settings import IdentitySettings
+from stillhouse.audit.suspect import address_of, name_of
 from stillhouse.errors import CapabilityError, ConfigError, ModelError, nearest
 from stillhouse.exchange import Exchange, Request, Sampling, message
 from stillhouse.models import Failure, Model, Need, open_model, parse_spec
 from stillhouse.models.gguf_file import read_head
 from stillhouse.record import plain
 from stillhouse.report import Progress, Silent
+from stillhouse.text import seed_from
 
 __all__ = ["identity_audit", "identity_plan"]
 
@@ -70,8 +69,8 @@ def identity_audit(
         ModelError: a model is gone, or refuses every question.
     """
     specs = {"suspect": suspect, **_named(suspect, controls)}
-    plan = identity_plan(settings, suspect=_name(suspect), controls=[*specs][1:])
-    finished = _sealed(out, plan)
+    plan = identity_plan(settings, suspect=name_of(suspect), controls=[*specs][1:])
+    finished = sealed_evidence(out, plan)
     if finished is not None:
         progress.say(f"{out} is sealed: nothing is asked again")
         return finished
@@ -82,18 +81,6 @@ def identity_audit(
     found = evidence(plan, lines, {})
     bundle.seal(found)
     return found
-
-
-def _sealed(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The evidence of a finished audit with this very plan; None where there is none."""
-    sealed = out / "sealed"
-    if not (sealed / "seal.json").exists():
-        return None
-    read = {
-        name: json.loads((sealed / f"{name}.json").read_text("utf-8"))
-        for name in ("plan", "evidence")
-    }
-    return read["evidence"] if read["plan"] == plan else None
 
 
 # ---- what is fixed beforehand ----
@@ -164,9 +151,9 @@ def _named(suspect: str, controls: Sequence[str] | Mapping[str, str]) -> dict[st
     """Name -> spec of each control."""
     pairs = (
         list(controls.items()) if isinstance(controls, Mapping)
-        else [(_name(spec), spec) for spec in controls]
+        else [(name_of(spec), spec) for spec in controls]
     )  # fmt: skip
-    taken = {"suspect", _name(suspect)}
+    taken = {"suspect", name_of(suspect)}
     for name, spec in pairs:
         parse_spec(spec)
         if spec == suspect:
@@ -181,16 +168,6 @@ def _named(suspect: str, controls: Sequence[str] | Mapping[str, str]) -> dict[st
             )  # fmt: skip
         taken.add(name)
     return dict(pairs)
-
-
-def _name(spec: str) -> str:
-    """A model's name: never a path of this machine."""
-    parsed = parse_spec(spec)
-    if parsed.kind == "endpoint":
-        return parsed.model or spec
-    if parsed.kind in {"gguf", "hf"}:
-        return Path(parsed.target).name.removesuffix(".gguf")
-    return spec if parsed.kind == "scripted" else parsed.target
 
 
 # ---- asking ----
@@ -293,7 +270,7 @@ class _Asking:
         shown, how = _shown(model, self.plan["system"])
         line = {
             "role": self.role, "model": model.name, "reached": parsed.kind,
-            "endpoint": _address(parsed.target) if parsed.kind == "endpoint" else None,
+            "endpoint": address_of(parsed.target) if parsed.kind == "endpoint" else None,
             "prompt": shown, "prompt_is": "unseen" if parsed.kind == "endpoint" else how,
         }  # fmt: skip
         there = [
@@ -310,12 +287,11 @@ def _requests(plan: Mapping[str, Any]) -> Iterable[Request]:
     system = () if plan["system"] is None else (message("system", plan["system"]),)
     for sample in range(plan["samples"]):
         for key, question in questions(plan["battery"]).items():
-            digest = hashlib.sha256(f"identity {plan['seed']} {key} {sample}".encode()).digest()
             yield Request(
                 prompt=(*system, message("user", question["text"])),
                 sampling=Sampling(
                     **plan["sampling"], sample_index=sample,
-                    seed=int.from_bytes(digest[:4], "big") & 0x7FFFFFFF,
+                    seed=seed_from(f"identity {plan['seed']} {key} {sample}"),
                 ),
                 labels={"question": key, "sample": str(sample)},
             )  # fmt: skip
@@ -332,13 +308,6 @@ def _ended(error: ModelError, answered: int, total: int, folder: Path) -> ModelE
         error.expected,
         f"{error.todo.rstrip('. ')}; then run the same command again, which asks only for the rest",
     )
-
-
-def _address(url: str) -> str:
-    """An endpoint's URL without what a person may have put into it to get in."""
-    parts = urlsplit(url)
-    port = "" if parts.port is None else f":{parts.port}"
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
 
 # ---- what a model is shown ----

@@ -266,13 +266,17 @@ def _identity(unread: Unread, plan: Figures, bundle: _Bundle) -> dict[str, Any]:
 _PLAN = {
     "statistic": "Statistic", "alpha": "Level of the family", "looks": "Tests it is divided by",
     "pairs": "Pairs at most", "mode": "Mode", "twins": "Twins", "access": "Access",
-    "teacher": "Teacher taken off the suspect", "where": "Conditions on exchanges",
+    "teacher": "Teacher", "taken_off": "Teacher taken off the suspect",
+    "where": "Conditions on exchanges",
     "candidate": "Candidate", "controls": "Controls", "system": "System prompt sent",
     "samples": "Samples of each question or request", "temperature": "Temperature of text answers",
     "sampling": "Sampling", "prefix_tokens": "Tokens of the shared prefix",
     "watermark": "Watermark", "known_windows": "Only windows of the served text",
     "decoys": "Decoys", "escrow": "Escrow", "spent": "Prompts spent in earlier audits",
-    "redact": "Patterns that are masked", "battery_hash": "Battery", "seed": "Seed",
+    "outside": "Exchanges outside the conditions", "draw": "Drawn with",
+    "begun": "Audits of this suspect begun", "reached": "Suspect reached through",
+    "teacher_reads": "Teacher read both answers", "redact": "Patterns that are masked",
+    "battery_hash": "Battery", "seed": "Seed",
     "stillhouse": "Stillhouse",
 }  # fmt: skip
 """What the settings of plans are called, in the order they are shown in; others come after."""

@@ -72,19 +72,41 @@ def twin_rows(unread: Unread, plan: Figures, unit: str) -> list[Row]:
             n=number(n), note="−1 all rank to the twin, 0 none of both, +1 all to the served"),
         _mean_row(unread, unit),
     ]  # fmt: skip
-    gate_p, gate_n, gate_level = (
-        unread("secondary", "teacher_gate", key) for key in ("p_value", "n", "level")
+    return [*rows, *_gate_rows(unread, plan), *_escrow_rows(unread), *_common_rows(unread)]
+
+
+def _gate_rows(unread: Unread, plan: Figures) -> list[Row]:
+    """Whether served answers and twins are told apart by anything but the suspect."""
+    p, n, level, sign, signs = (
+        unread("secondary", "teacher_gate", key)
+        for key in ("p_value", "n", "level", "sign", "signs")
     )
-    if gate_p is not None:
-        rows.append(
-            _p_row("Teacher gate: p, two-sided", gate_p, gate_n,
-                   "whether today's teacher tells its served answers from fresh ones; refused at "
-                   f"{figure(gate_level, 'chance')} and below")
-        )  # fmt: skip
-    elif plan.get("twins") == "drawn later":
-        note = "the teacher's scores were not at hand: a change of it would not have been seen"
-        rows.append(Row("Teacher gate", "not run", note=note))
-    return [*rows, *_common_rows(unread)]
+    if p is not None:
+        tried = ", ".join(map(str, signs or ()))
+        return [
+            _p_row("Teacher gate: p, two-sided", p, n,
+                   f"whether served answers and twins differ in {tried}; smallest by {sign}; "
+                   f"refused at {figure(level, 'chance')} and below")
+        ]  # fmt: skip
+    if plan.get("twins") == "escrowed":
+        return []
+    note = "too few pairs differ in anything that is compared: a change would not have been seen"
+    return [Row("Teacher gate", "not run", note=note)]
+
+
+def _escrow_rows(unread: Unread) -> list[Row]:
+    """Of all pairs that were committed to, how many could be tested and how many were shown."""
+    counts = {
+        key: unread("secondary", "committed_pairs", key)
+        for key in ("committed", "among the candidates", "outside them", "revealed")
+    }
+    if counts["committed"] is None:
+        return []
+    told = "; ".join(
+        f"{number(counts[key])} {key}" for key in ("among the candidates", "outside them")
+    )
+    return [Row("Pairs committed to", number(counts["committed"]),
+                note=f"{told}; {number(counts['revealed'])} revealed here")]  # fmt: skip
 
 
 def _mean_row(unread: Unread, unit: str) -> Row:

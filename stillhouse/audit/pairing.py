@@ -7,72 +7,27 @@ asked anything. A twin that was drawn is kept and never drawn again.
 
 from __future__ import annotations
 
-import hashlib
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stillhouse.audit.selection import asked_key, choose, conditions, facts
+from stillhouse.audit.masking import Mask
+from stillhouse.audit.selection import asked_key, choose, conditions, draw_of, facts
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.errors import CapabilityError, ConfigError, EvidenceError
-from stillhouse.escrow import Escrow
-from stillhouse.exchange import Exchange, Message, Part, Request, from_dict, message, to_dict
+from stillhouse.escrow import Escrow, pair_key
+from stillhouse.exchange import Exchange, Request, message, to_dict
 from stillhouse.models.base import Failure, Model
 from stillhouse.report import Progress
 from stillhouse.store import Store
+from stillhouse.text import seed_from
 
-__all__ = ["Pairs", "Redaction", "Twins", "draw_twins", "pair_up", "read_candidates"]
+__all__ = ["Candidates", "Pairs", "Twins", "draw_twins", "pair_up", "read_candidates"]
 
 # Added to the sample index of a twin drawn later: no collection asks so many samples of a prompt.
 _LATER = 1_000_000
-
-
-# ---- what may be shown to a suspect ----
-
-
-class Redaction:
-    """What must not be disclosed, as regular expressions."""
-
-    def __init__(self, patterns: Sequence[str]) -> None:
-        """Compile them.
-
-        Raises:
-            ConfigError: one is no regular expression.
-        """
-        self._patterns: list[re.Pattern[str]] = []
-        for pattern in patterns:
-            try:
-                self._patterns.append(re.compile(pattern))
-            except re.error as problem:
-                raise ConfigError(
-                    f"--redact {pattern}", str(problem), "a regular expression", "Correct it"
-                ) from None
-
-    def hits(self, text: str) -> bool:
-        """Whether something in the text must not be disclosed."""
-        return any(pattern.search(text) for pattern in self._patterns)
-
-    def shown(self, pair: Mapping[str, Any]) -> dict[str, Any]:
-        """A pair as a suspect may see it: every match in the prompt replaced by a mark."""
-        if not self._patterns:
-            return dict(pair)
-        sides = {side: from_dict(pair[side]) for side in ("served", "twin")}
-        masked = {
-            side: to_dict(replace(exchange, prompt=tuple(map(self._masked, exchange.prompt))))
-            for side, exchange in sides.items()
-        }
-        return {**pair, **masked}
-
-    def _masked(self, said: Message) -> Message:
-        return replace(said, content=tuple(map(self._part, said.content)))
-
-    def _part(self, part: Part) -> Part:
-        text = part.text or ""
-        for pattern in self._patterns:
-            text = pattern.sub("[redacted]", text)
-        return replace(part, text=text) if part.text is not None else part
 
 
 # ---- twins at hand ----
@@ -87,37 +42,59 @@ class Twins:
     path: Path
     by_asked: Mapping[str, Sequence[Exchange]]
     escrow: Escrow | None = None
+    committed: frozenset[str] = frozenset()
+    """Pairs that the escrow committed to."""
+    served: frozenset[str] = frozenset()
+    """Ids of the served exchanges: none of them is a twin."""
 
     @classmethod
-    def read(cls, path: Path) -> Twins:
-        """Those of an escrow's folder or a store.
+    def read(cls, path: Path, exchanges: Path) -> Twins:
+        """Those of an escrow's folder or a store, for the served exchanges of another store.
 
         Raises:
+            ConfigError: the twins of an escrow, without the escrow.
             DataError: it is neither, or damaged.
         """
+        if (path.parent / "escrow.json").exists():
+            raise ConfigError(
+                f"--twins {path}", "the store inside an escrow", f"the escrow: {path.parent}",
+                "Name the escrow's folder: its coins make the test exact",
+            )  # fmt: skip
         escrow = Escrow.open(path) if (path / "escrow.json").exists() else None
         found: dict[str, list[Exchange]] = {}
         with Store(escrow.twins if escrow else path, "r") as store:
             for twin in store:
                 kept = twin.logprobs and replace(twin.logprobs, top=None, top_ids=None)
                 found.setdefault(asked_key(twin), []).append(replace(twin, logprobs=kept))
-        for answers in found.values():
-            answers.sort(key=lambda twin: (twin.sampling.sample_index or 0, twin.time))
-        return cls("escrowed" if escrow else "of a store", path, found, escrow)
-
-    def counts(self) -> dict[str, int]:
-        """`asked_key` -> how many."""
-        return {asked: len(answers) for asked, answers in self.by_asked.items()}
+        for answers in found.values():  # by content, never by time: that follows the length
+            answers.sort(key=lambda twin: (twin.sampling.sample_index or 0, twin.id))
+        with Store(exchanges, "r") as store:
+            served = frozenset(store.ids())
+        if escrow is None:
+            return cls("of a store", path, found, served=served)
+        committed = frozenset(line["pair"] for line in escrow.committed())
+        if not committed:
+            raise EvidenceError(
+                f"escrow {path}", "not one pair was committed to",
+                "the escrow that the answers were collected with, its collection ended",
+                "Run `collect` with the same options again, which commits to what is there",
+            )  # fmt: skip
+        return cls("escrowed", path, found, escrow, committed, served)
 
     def of(self, served: Exchange) -> Exchange | None:
         """The twin of a served answer: of its own pair where escrowed, else the first at hand."""
+        if self.escrow is not None and pair_key(served) not in self.committed:
+            return None
         for twin in self.by_asked.get(asked_key(served), ()):
-            if self.escrow is None or _one_pair(served, twin):
+            fits = self.escrow is None or pair_key(served) == pair_key(twin)
+            if fits and twin.id not in self.served:
                 return twin
         return None
 
     def unlike(self, served: Iterable[Exchange]) -> str:
         """Why none fits, in words: the settings that differ on the first prompt both share."""
+        if all(twin.id in self.served for twins in self.by_asked.values() for twin in twins):
+            return "they are the served answers themselves"
         by_prompt: dict[Any, Exchange] = {}
         for answers in self.by_asked.values():
             by_prompt.update({twin.prompt: twin for twin in answers})
@@ -134,12 +111,22 @@ class Twins:
         return "they share no prompt"
 
 
-def _one_pair(served: Exchange, twin: Exchange) -> bool:
-    one, other = served.sampling.sample_index or 0, twin.sampling.sample_index or 0
-    return one // 2 == other // 2 and one != other
-
-
 # ---- the pairs ----
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What may be tested, and what was drawn of it."""
+
+    rows: list[dict[str, Any]]
+    """Request facts of every exchange that the conditions admit."""
+    outside: int
+    """Exchanges that they do not admit."""
+    draw: str
+    """What the draw was made from."""
+    served: list[Exchange]
+    """The exchanges drawn, in the order of the draw."""
+    excluded: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +135,13 @@ class Pairs:
 
     candidates: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
-    escrow: list[dict[str, Any]] = field(default_factory=list)
+    escrow: list[dict[str, str]] = field(default_factory=list)
     nonces: dict[str, str] = field(default_factory=dict)
 
 
 def read_candidates(
     exchanges: Path, settings: TwinSettings, twins: Twins | None, spent: Sequence[str]
-) -> tuple[list[dict[str, Any]], list[Exchange]]:
+) -> Candidates:
     """Request facts of every exchange that the conditions admit, and the exchanges drawn.
 
     Raises:
@@ -162,66 +149,70 @@ def read_candidates(
         EvidenceError: not one exchange can be tested; the reasons are counted.
     """
     held = conditions(settings.where)
-    counts = None if twins is None else twins.counts()
+    rows: list[dict[str, Any]] = []
+    met: Counter[bool] = Counter()
     with Store(exchanges, "r") as store:
-        admitted = (e for e in store if all(condition.holds(e) for condition in held))
-        rows = [facts(exchange, counts) for exchange in admitted]
-    chosen, excluded = choose(rows, pairs=settings.pairs, seed=settings.seed, spent=spent)
+        for exchange in store:
+            admitted = all(condition.holds(exchange) for condition in held)
+            met[admitted] += 1
+            if admitted:
+                rows.append(facts(exchange, twins and int(twins.of(exchange) is not None)))
+    rows.sort(key=lambda row: row["exchange"])
+    draw = draw_of(rows, twins.escrow.published() if twins and twins.escrow else None)
+    chosen, excluded = choose(rows, pairs=settings.pairs, draw=draw, spent=spent)
     if not chosen:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.items())
-        with Store(exchanges, "r") as store:
-            unlike = twins.unlike(store) if twins is not None and rows else ""
-        raise EvidenceError(
-            f"store {exchanges}", f"no exchange to test: {reasons or 'none meets the conditions'}"
-            f"{f' ({unlike})' if unlike else ''}",
-            "exchanges with recorded settings, drawn at a temperature above 0, with twins of the "
-            "same settings",
-            "Give other exchanges, other twins or --teacher",
-        )  # fmt: skip
+        raise _none_to_test(exchanges, rows, twins, excluded)
     places = {name: place for place, name in enumerate(chosen)}
     with Store(exchanges, "r") as store:
         found = [exchange for exchange in store if exchange.id in places]
-    return rows, sorted(found, key=lambda exchange: places[exchange.id])
+    found.sort(key=lambda exchange: places[exchange.id])
+    return Candidates(rows, met[False], draw, found, excluded)
 
 
-def pair_up(
-    candidates: list[dict[str, Any]], served: Sequence[Exchange], twins: Twins, redact: Redaction
-) -> Pairs:
+def _none_to_test(
+    exchanges: Path, rows: Sequence[Any], twins: Twins | None, excluded: Mapping[str, int]
+) -> EvidenceError:
+    reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.items())
+    with Store(exchanges, "r") as store:
+        unlike = twins.unlike(store) if twins is not None and rows else ""
+    return EvidenceError(
+        f"store {exchanges}", f"no exchange to test: {reasons or 'none meets the conditions'}"
+        f"{f' ({unlike})' if unlike else ''}",
+        "exchanges with recorded settings, drawn at a temperature above 0, with twins of the "
+        "same settings",
+        "Give other exchanges, other twins or --teacher",
+    )  # fmt: skip
+
+
+def pair_up(found: Candidates, twins: Twins, mask: Mask) -> Pairs:
     """The pairs of served answers and the twins at hand."""
     pairs: list[dict[str, Any]] = []
     nonces: dict[str, str] = {}
-    matched = [(exchange, twins.of(exchange)) for exchange in served]
-    proofs = twins.escrow.proofs(served) if twins.escrow else {}
-    if twins.escrow and not proofs:
-        raise EvidenceError(
-            f"escrow {twins.path}", "not one of these pairs was committed to",
-            "the escrow that the answers were collected with, its collection ended",
-            "Run `collect` with the same options again, which commits to what is there",
-        )  # fmt: skip
-    for exchange, twin in matched:
-        if twin is None or (twins.escrow and exchange.id not in proofs):
-            continue
-        pairs.append(_line(exchange, twin, redact))
+    for exchange in found.served:
+        twin = twins.of(exchange)
+        assert twin is not None  # only such exchanges are drawn
+        pairs.append(_line(exchange, twin, mask))
         if twins.escrow:
             nonces[exchange.id] = twins.escrow.nonce(exchange).hex()
-    lines = [{"exchange": name, **proofs[name]} for name in nonces]
-    return Pairs(candidates, pairs, lines, nonces)
+    return Pairs(found.rows, pairs, twins.escrow.committed() if twins.escrow else [], nonces)
 
 
-def _line(served: Exchange, twin: Exchange, redact: Redaction, **more: Any) -> dict[str, Any]:
-    line = {
+def _line(served: Exchange, twin: Exchange, mask: Mask, **more: Any) -> dict[str, Any]:
+    """A pair as it is sealed, shown and verified: masked before anything is written."""
+    if any(mask.hits(e.response.text or "") for e in (served, twin)):
+        return {"exchange": served.id, "withheld": "an answer holds what must not be disclosed"}
+    sides = {"served": mask.masked(served), "twin": mask.masked(twin)}
+    line: dict[str, Any] = {
         "exchange": served.id,
-        "served": to_dict(replace(served, logprobs=None)),
-        "twin": to_dict(replace(twin, logprobs=None)),
+        **{side: to_dict(replace(e, logprobs=None)) for side, e in sides.items()},
         **more,
     }
+    if sides["served"].prompt != served.prompt:
+        line |= {"masked": True, "twin_id": twin.id}
     engines = [e.logprobs.engine for e in (served, twin) if e.logprobs is not None]
-    withheld = None
     if served.model != twin.model or len(set(engines)) > 1:
-        withheld = "served answer and twin are from different models or engines"
-    elif any(redact.hits(e.response.text or "") for e in (served, twin)):
-        withheld = "an answer holds what must not be disclosed"
-    return line | ({"withheld": withheld} if withheld else {})
+        line["withheld"] = "served answer and twin are from different models or engines"
+    return line
 
 
 # ---- twins drawn later ----
@@ -236,7 +227,7 @@ def draw_twins(
     prefixed: bool,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Pair lines of served answers and twins that the teacher is asked for now.
+    """Pair lines of served answers and twins that the teacher is asked for now, one for each.
 
     Args:
         model: the teacher.
@@ -250,7 +241,7 @@ def draw_twins(
         CapabilityError: prefixes are asked for, and the teacher cannot continue one.
         ModelError: the teacher is gone.
     """
-    redact = Redaction(settings.redact)
+    mask = Mask(settings.redact)
     asked = {
         e.id: (e, *_continued(model, e, settings.prefix_tokens if prefixed else 0)) for e in served
     }
@@ -270,15 +261,24 @@ def draw_twins(
         store.seal()
         twins = {wanted[twin.key]: twin for twin in store if twin.key in wanted}
     progress.finish(f"{len(twins)} twins by {model.name}")
-    lines: list[dict[str, Any]] = []
-    for name, (exchange, _, prefix) in asked.items():
-        if name in twins:
-            rest: dict[str, Any] = {}
-            if prefix is not None:
-                whole, twin = exchange.response.text or "", twins[name].response.text or ""
-                rest = {"prefix": prefix, "rest": {"served": whole[len(prefix) :], "twin": twin}}
-            lines.append(_line(exchange, twins[name], redact, **rest))
-    return lines
+    return [
+        _drawn_line(exchange, request, prefix, twins.get(name), mask)
+        for name, (exchange, request, prefix) in asked.items()
+    ]
+
+
+def _drawn_line(
+    served: Exchange, asked: Request | None, prefix: str | None, twin: Exchange | None, mask: Mask
+) -> dict[str, Any]:
+    if asked is None:  # known from the prefix alone, so it says nothing of what comes after
+        return {"exchange": served.id, "withheld": "a served answer no longer than the prefix"}
+    if twin is None:
+        return {"exchange": served.id, "missing": "the teacher gave no twin"}
+    if prefix is None:
+        return _line(served, twin, mask)
+    whole, rest = served.response.text or "", twin.response.text or ""
+    more = {"prefix": prefix, "rest": {"served": whole[len(prefix) :], "twin": rest}}
+    return _line(served, twin, mask, **more)
 
 
 def _continued(model: Model, served: Exchange, tokens: int) -> tuple[Request | None, str | None]:
@@ -286,7 +286,7 @@ def _continued(model: Model, served: Exchange, tokens: int) -> tuple[Request | N
     answer has no such prefix, which is decided by the prefix alone.
     """
     sampling = replace(
-        served.sampling, seed=_seed(served),
+        served.sampling, seed=seed_from(f"twin of {asked_key(served)}"),  # drawn once
         sample_index=(served.sampling.sample_index or 0) + _LATER,
     )  # fmt: skip
     if not tokens:
@@ -305,9 +305,3 @@ def _continued(model: Model, served: Exchange, tokens: int) -> tuple[Request | N
         sampling = replace(sampling, max_tokens=sampling.max_tokens - tokens)
     prompt = (*served.prompt, message("assistant", prefix))
     return Request(prompt=prompt, tools=served.tools, sampling=sampling), prefix
-
-
-def _seed(served: Exchange) -> int:
-    """A seed of the twin's own: the same whenever it is asked for, so that it is drawn once."""
-    digest = hashlib.sha256(f"twin of {asked_key(served)}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF

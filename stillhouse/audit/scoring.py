@@ -7,24 +7,31 @@ at which side was served.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from stillhouse.audit.batch import REPEATED_PAIRS, jsonable, place_of
 from stillhouse.audit.bundle import Bundle
-from stillhouse.audit.twin import SIDES
+from stillhouse.audit.pair_checks import SIDES
 from stillhouse.errors import ModelError
-from stillhouse.exchange import Exchange, Request, Sampling, from_dict, message
+from stillhouse.exchange import (
+    Exchange,
+    Request,
+    Sampling,
+    canonical_json,
+    from_dict,
+    message,
+)  # fmt: skip
 from stillhouse.models.base import Failure, Model, Need, require
 from stillhouse.report import Progress
+from stillhouse.text import seed_from
 
-__all__ = ["REPEATED_PAIRS", "ask_texts", "read_scores", "suspect_requests"]
+__all__ = ["ask_texts", "read_scores", "suspect_requests"]
 
 Line = Mapping[str, Any]
 
-REPEATED_PAIRS = 8
-"""Pairs scored a second time at the end: a suspect that changed in between shows there."""
+_AGAIN = 1000  # added to the index of samples that are asked a second time
 
 _AT_ONCE = 64  # pairs scored between two writes: a crash loses little, lengths can be grouped
 
@@ -42,13 +49,16 @@ def read_scores(
         ModelError: it is gone.
     """
     require(model, Need(scoring=True))
-    there = {line["exchange"] for line in bundle.lines("scores") if line["role"] == role}
-    todo = [pair for pair in pairs if pair["exchange"] not in there and "withheld" not in pair]
+    there = {
+        (line["exchange"], line["side"]) for line in bundle.lines("scores") if line["role"] == role
+    }
+    todo = [p for p in pairs if not all((p["exchange"], side) in there for side in SIDES)]
     progress.start(f"{_ROLES[role]} reads both answers", len(pairs), "pairs")
     progress.advance(len(pairs) - len(todo))
     for start in range(0, len(todo), _AT_ONCE):
         group = todo[start : start + _AT_ONCE]
-        bundle.append("scores", _score_group(model, role, group))
+        lines = _score_group(model, role, group)  # of a pair that was cut in half, one is there
+        bundle.append("scores", [x for x in lines if (x["exchange"], x["side"]) not in there])
         progress.advance(len(pairs) - len(todo) + start + len(group))
     progress.finish(f"{len(pairs)} pairs by {model.name}")
 
@@ -57,11 +67,18 @@ _ROLES = {"suspect": "the suspect", "teacher": "the teacher", "repeat": "the sus
 
 
 def _score_group(model: Model, role: str, group: Sequence[Line]) -> list[dict[str, Any]]:
-    """A line for each pair and side, in their order; of what cannot be read, one without values."""
-    places = [(pair["exchange"], side) for pair in group for side in SIDES]
-    texts = [_bare(pair[side]) for pair in group for side in SIDES]
+    """A line for each pair and side; of what cannot be read, one without values.
+
+    Of a pair, the side whose text has the lower hash is read first: whatever a model's engine makes
+    of the order says nothing of which was served.
+    """
+    places, texts = [], []
+    for pair in group:
+        sides = sorted(SIDES, key=lambda side: seed_from(canonical_json(pair[side]["response"])))
+        places += [(pair["exchange"], side) for side in sides]
+        texts += [_bare(pair[side]) for side in sides]
     try:
-        scored = {i: found.chosen.tolist() for i, found in model.score(texts)}
+        scored = {i: jsonable(found.chosen.tolist()) for i, found in model.score(texts)}
     except ModelError:  # one of them does not fit: find which
         scored = dict(_one_by_one(model, texts))
     return [
@@ -70,12 +87,14 @@ def _score_group(model: Model, role: str, group: Sequence[Line]) -> list[dict[st
     ]
 
 
-def _one_by_one(model: Model, texts: Sequence[Exchange]) -> Iterator[tuple[int, list[float]]]:
+def _one_by_one(
+    model: Model, texts: Sequence[Exchange]
+) -> Iterator[tuple[int, list[float | None]]]:
     failed = 0
     for index, text in enumerate(texts):
         try:
             ((_, found),) = model.score([text])
-            yield index, found.chosen.tolist()
+            yield index, jsonable(found.chosen.tolist())
         except ModelError:
             failed += 1
             if failed == len(texts):  # nothing was wrong with one of them: the model is gone
@@ -91,31 +110,33 @@ def _bare(line: Line) -> Exchange:
 
 
 def suspect_requests(
-    pairs: Iterable[Line], *, samples: int, temperature: float, seed: int
+    pairs: Sequence[Line], *, samples: int, temperature: float, seed: int
 ) -> list[Request]:
-    """What a suspect with text only is asked: the prompt, with the prefix both answers share."""
+    """What a suspect with text only is asked: the prompt, with the prefix both answers share; the
+    first pairs once more at the end.
+    """
     return [
-        _request(pair, sample, temperature, seed)
-        for pair in pairs
-        if "withheld" not in pair
+        _request(pair, sample, round_, temperature, seed)
+        for round_, some in ((1, pairs), (2, pairs[:REPEATED_PAIRS]))
+        for pair in some
         for sample in range(samples)
     ]
 
 
-def _request(pair: Line, sample: int, temperature: float, seed: int) -> Request:
+def _request(pair: Line, sample: int, round_: int, temperature: float, seed: int) -> Request:
     served = from_dict(pair["served"])
     prompt = served.prompt
     if pair.get("prefix"):
         prompt = (*prompt, message("assistant", pair["prefix"]))
-    digest = hashlib.sha256(f"suspect {seed} {pair['exchange']} {sample}".encode()).digest()
+    index = sample if round_ == 1 else _AGAIN + sample
     settings = Sampling(
         temperature=temperature, top_p=1.0, top_k=0, min_p=0.0, frequency_penalty=0.0,
         presence_penalty=0.0, repeat_penalty=1.0, max_tokens=served.sampling.max_tokens, stop=(),
-        seed=int.from_bytes(digest[:4], "big") & 0x7FFFFFFF, sample_index=sample,
+        seed=seed_from(f"suspect {seed} {pair['exchange']} {index}"), sample_index=index,
     )  # fmt: skip
     return Request(
         prompt=prompt, sampling=settings,
-        labels={"exchange": pair["exchange"], "sample": str(sample)},
+        labels={"exchange": pair["exchange"], "sample": str(sample), "round": str(round_)},
     )  # fmt: skip
 
 
@@ -131,8 +152,10 @@ def ask_texts(
         ModelError: the suspect is gone.
     """
     require(model, Need(text=True))
-    there = {(line["exchange"], line["sample"]) for line in bundle.lines("continuations")}
-    todo = [r for r in requests if (r.labels["exchange"], int(r.labels["sample"])) not in there]
+    there = {
+        (line["exchange"], line["sample"], line["round"]) for line in bundle.lines("continuations")
+    }
+    todo = [r for r in requests if tuple(place_of(r).values()) not in there]
     done = len(requests) - len(todo)
     progress.start("the suspect answers", len(requests), "answers")
     progress.advance(done)
@@ -156,7 +179,7 @@ def ask_texts(
 
 def _continuation(answer: Exchange) -> dict[str, Any]:
     return {
-        "exchange": answer.labels["exchange"], "sample": int(answer.labels["sample"]),
+        **place_of(answer),
         "text": answer.response.text or "", "served_model": answer.served_model,
         "time": answer.time.isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -16,10 +16,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stillhouse.errors import ConfigError, nearest
+from stillhouse.escrow import pair_key
 from stillhouse.exchange import Exchange, Request, canonical_json
 from stillhouse.record import plain
 
-__all__ = ["Condition", "asked_key", "choose", "conditions", "facts", "prompt_key"]
+__all__ = [
+    "Condition", "asked_key", "choose", "conditions", "draw_of", "facts", "prompt_key",
+]  # fmt: skip
 
 Row = Mapping[str, Any]
 
@@ -130,24 +133,25 @@ def _digest(*parts: Any) -> str:
 # ---- the choice ----
 
 
-def facts(exchange: Exchange, twins: Mapping[str, int] | None) -> dict[str, Any]:
+def facts(exchange: Exchange, twins: int | None) -> dict[str, Any]:
     """The request facts of one exchange that `choose` decides by, as a raw line.
 
     Args:
         exchange: a served one.
-        twins: `asked_key` -> answers at hand that were not served; None where they will be drawn.
+        twins: answers at hand that fit as its twin; None where one will be drawn.
     """
     sampling = exchange.sampling
     return {
         "exchange": exchange.id,
         "prompt": prompt_key(exchange),
         "asked": asked_key(exchange),
+        "pair": pair_key(exchange),
         "conversation": _conversation(exchange),
-        "time": exchange.time.isoformat(),
+        "messages": len(exchange.prompt),
         "sample_index": sampling.sample_index,
         "temperature": sampling.temperature,
         "text_only": _text_only(exchange),
-        "twins": None if twins is None else twins.get(asked_key(exchange), 0),
+        "twins": twins,
     }
 
 
@@ -159,14 +163,14 @@ def _text_only(exchange: Exchange) -> bool:
 
 
 def choose(
-    rows: Iterable[Row], *, pairs: int, seed: int, spent: Iterable[str] = ()
+    rows: Iterable[Row], *, pairs: int, draw: str, spent: Iterable[str] = ()
 ) -> tuple[list[str], dict[str, int]]:
     """Ids of the exchanges that are tested, in the order of the draw, and the others by reason.
 
     Args:
         rows: as `facts` makes them.
         pairs: how many to draw at random; all where there are fewer.
-        seed: of the draw.
+        draw: what the draw is made from, as `draw_of` gives it: nobody's choice.
         spent: prompts that an earlier audit disclosed.
     """
     excluded: Counter[str] = Counter()
@@ -188,19 +192,33 @@ def choose(
             eligible.append(row)
         else:
             excluded[reason] += 1
-    eligible.sort(key=lambda row: hashlib.sha256(f"{seed} {row['prompt']}".encode()).digest())
+    eligible.sort(key=lambda row: hashlib.sha256(f"{draw} {row['prompt']}".encode()).digest())
     if len(eligible) > pairs:
         excluded["not drawn"] = len(eligible) - pairs
     return [row["exchange"] for row in eligible[:pairs]], dict(sorted(excluded.items()))
 
 
-def _first(row: Row) -> tuple[Any, ...]:
-    """Which exchange of a prompt comes first: by sample index, then by time.
+def draw_of(rows: Iterable[Row], escrow: Mapping[str, Any] | None) -> str:
+    """What the exchanges are drawn with: the escrow's published root, or else a hash of the rows.
 
-    A time is when an answer was complete; where samples of one prompt ran beside one another and
-    have no index, the shorter came first, which is a choice by the answer. Stores of ours have it.
+    No seed that somebody could try several of; an escrow's root was there before the audit.
     """
-    return (row["sample_index"] or 0, row["time"], row["asked"])
+    if escrow is not None:
+        return escrow["root"]
+    return "d1:" + _digest(sorted([row["asked"], row["exchange"]] for row in rows))
+
+
+def _first(row: Row) -> tuple[Any, ...]:
+    """Which exchange of a prompt or conversation comes first: fewest messages, lowest sample, and
+    where these do not tell, a hash.
+
+    Not by time: an answer's time is when it was complete, so the shorter of two samples that ran
+    beside one another would come first, which is a choice by the answer. Nor by which sample of an
+    escrowed pair (2s or 2s + 1) it is: that is the coin.
+    """
+    index = row["sample_index"]
+    tie = _digest(row["asked"], row["exchange"])
+    return (row["messages"], -1 if index is None else index // 2, tie)
 
 
 def _unfit(row: Row) -> str | None:

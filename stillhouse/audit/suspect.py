@@ -1,23 +1,29 @@
 """A suspect, opened the way it can be asked: log-probabilities of given text, text only, or files.
 
-In: a spec and the access that settings ask for. Out: an open model or a batch folder, and the
-access that was found. Nothing here asks it.
+In: a spec and the access that settings ask for. Out: an open model or a batch folder, the access
+that was found, and which model it was, in words that show no path and no secret of this machine.
+Nothing here asks it.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 from stillhouse.audit.batch import Batch, is_batch
 from stillhouse.audit.settings import TwinSettings
+from stillhouse.config import file_hash
 from stillhouse.errors import CapabilityError
-from stillhouse.models import Need, open_model
+from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
 from stillhouse.report import Progress
 
-__all__ = ["Suspect"]
+__all__ = ["Suspect", "address_of", "model_line", "name_of"]
 
 
 class Suspect:
@@ -67,3 +73,53 @@ class Suspect:
         """Let go of the model."""
         if self.model is not None:
             self.model.close()
+
+
+# ---- which model it is ----
+
+
+def name_of(spec: str) -> str:
+    """A model's name: never a path of this machine, nor what lets somebody in."""
+    if is_batch(spec):
+        return f"batch:{Path(spec.removeprefix('batch:')).name}"
+    parsed = parse_spec(spec)
+    if parsed.kind == "endpoint":
+        return parsed.model or address_of(parsed.target)
+    if parsed.kind in {"gguf", "hf"}:
+        return Path(parsed.target).name.removesuffix(".gguf")
+    return spec if parsed.kind == "scripted" else parsed.target
+
+
+def address_of(url: str) -> str:
+    """An endpoint's URL without what a person may have put into it to get in."""
+    parts = urlsplit(url)
+    port = "" if parts.port is None else f":{parts.port}"
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def model_line(model: Model, role: str) -> Mapping[str, Any]:
+    """The raw line that says which model it was: its name, how it was reached, and of weights at
+    hand their hash, engine and the versions they ran on.
+    """
+    parsed = parse_spec(model.spec)
+    folder = getattr(model, "folder", None) or getattr(model, "path", None)
+    weights = _weights_hash(folder) if isinstance(folder, Path) else None
+    engine = getattr(getattr(model, "engine", None), "engine", None)
+    return {
+        "role": role, "model": name_of(model.spec), "reached": parsed.kind,
+        "endpoint": address_of(parsed.target) if parsed.kind == "endpoint" else None,
+        "weights": weights, "engine": engine if isinstance(engine, str) else None,
+        "versions": {n: version(n) for n in ("torch", "transformers")} if weights else {},
+    }  # fmt: skip
+
+
+def _weights_hash(path: Path) -> str:
+    """Tagged hash over names and contents of a model's files."""
+    if path.is_file():
+        return file_hash(path)
+    files = sorted(
+        file for file in path.iterdir()
+        if file.suffix in {".safetensors", ".json", ".gguf", ".bin", ".model", ".jinja"}
+    )  # fmt: skip
+    listed = "".join(f"{file_hash(file)} {file.name}\n" for file in files)
+    return "w1:" + hashlib.sha256(listed.encode()).hexdigest()

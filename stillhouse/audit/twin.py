@@ -13,7 +13,6 @@ teacher's own sampling in the place of rephrasing.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,30 +20,23 @@ from typing import Any
 import numpy as np
 
 from stillhouse.audit import words
+from stillhouse.audit.gates import changed, teacher_gate, unsteady
 from stillhouse.audit.overlap import overlap
-from stillhouse.audit.selection import choose
+from stillhouse.audit.pair_checks import SIDES, check_escrow, check_models, has_texts, pairs_of
+from stillhouse.audit.selection import choose, draw_of
 from stillhouse.errors import EvidenceError
-from stillhouse.escrow import check_pair, check_published, commitment
 from stillhouse.exact import SignedRank, share_bound, signed_rank
-from stillhouse.exchange import from_dict
 from stillhouse.stats import clopper_pearson, ratio_of_sums
 
-__all__ = ["FEWEST_PAIRS", "SIDES", "difference", "evidence"]
+__all__ = [
+    "FEWEST_PAIRS", "difference", "evidence", "left_out", "level_of", "refuse_too_few",
+]  # fmt: skip
 
 Line = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Line]]
 
-SIDES = ("served", "twin")
-
 FEWEST_PAIRS = 20
 """Fewer pairs are refused: five signs out of five have p = .03, and an interval says nothing."""
-
-# A teacher whose own scores tell its served answers from fresh ones, in either direction, is not
-# the one that answered. Two-sided, and strict: each refusal of an unchanged teacher loses an audit.
-_CHANGED_LEVEL = 1e-3
-
-# Nats a token by which a repeated score may differ: kernels and batching move it by up to .01.
-_REPEAT_SLACK = 0.05
 
 
 # ---- one pair ----
@@ -61,11 +53,8 @@ def difference(
             own continuations in [0, 1].
         teacher: side -> log-probabilities; None where the teacher is not at hand.
     """
-    told = [(_rest(pair, side), _ended(pair, side)) for side in SIDES]
-    if told[0] == told[1]:
-        return "served answer and twin are the same"
-    if any(ended == "content_filter" for _, ended in told):
-        return "an answer was cut by a content filter"
+    if reason := left_out(pair):
+        return reason
     likes = [_liking(suspect.get(side)) for side in SIDES]
     expected = [0.0, 0.0] if teacher is None else [_liking(teacher.get(side)) for side in SIDES]
     if None in likes or None in expected:
@@ -73,6 +62,20 @@ def difference(
     # In this form exchanging the sides negates the result exactly, rounding included.
     gap = (likes[0] - likes[1]) - (expected[0] - expected[1])  # type: ignore[operator]
     return gap if np.isfinite(gap) else "an answer held impossible"
+
+
+def left_out(pair: Line) -> str | None:
+    """Why a pair tells nothing whatever a suspect makes of it; None where it may tell something."""
+    if "missing" in pair:
+        return pair["missing"]
+    if "withheld" in pair:
+        return pair["withheld"]
+    told = [(_rest(pair, side), _ended(pair, side)) for side in SIDES]
+    if told[0] == told[1]:
+        return "served answer and twin are the same"
+    if any(ended == "content_filter" for _, ended in told):
+        return "an answer was cut by a content filter"
+    return None
 
 
 def _rest(pair: Line, side: str) -> str:
@@ -88,7 +91,9 @@ def _liking(given: Any) -> float | None:
     """Mean log-probability a token; None of no tokens. A likeness stands as it is."""
     if given is None or (isinstance(given, list) and not given):
         return None
-    return float(np.mean(given)) if isinstance(given, list) else float(given)
+    if isinstance(given, list):  # null stands for a token held impossible, which JSON cannot write
+        return float("-inf") if None in given else float(np.mean(given))
+    return float(given)
 
 
 # ---- all pairs ----
@@ -105,61 +110,52 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
     Raises:
         EvidenceError: fewer than `FEWEST_PAIRS` pairs, or raw lines that do not fit the plan.
     """
-    chosen, excluded = choose(
-        lines["candidates"], pairs=plan["pairs"], seed=plan["seed"], spent=plan["spent"]
-    )
-    pairs = {pair["exchange"]: pair for pair in lines["pairs"]}
-    strangers = set(pairs) - set(chosen)
-    if strangers:
+    if plan["draw"] != draw_of(lines["candidates"], plan["escrow"]):
         raise EvidenceError(
-            "pairs.jsonl", f"{len(strangers)} pairs that the draw did not choose",
-            "pairs of the exchanges chosen by the plan", "Take the bundle from its source again",
+            "plan.json, draw", plan["draw"], "what follows from the escrow or the candidates",
+            "Take the bundle from its source again",
         )  # fmt: skip
-    if plan["twins"] == "escrowed":
-        _check_escrow(plan, lines, reveal)
+    chosen, excluded = choose(
+        lines["candidates"], pairs=plan["pairs"], draw=plan["draw"], spent=plan["spent"]
+    )
+    pairs = pairs_of(lines, chosen)
+    check_models(lines, pairs)
+    escrowed = plan["twins"] == "escrowed"
+    committed = check_escrow(plan, lines, pairs, reveal) if escrowed else None
     counted = Counter(excluded)
+    if plan["outside"]:
+        counted["outside the conditions"] = plan["outside"]
     told = _likings(plan, lines)
     gaps: dict[str, float] = {}
-    teachers: list[float] = []
     for name in chosen:
-        pair = pairs.get(name)
-        gap = "no twin that was kept" if pair is None else _withheld(pair)
-        if gap is None and pair is not None:
-            teacher = told["teacher"].get(name, {}) if plan["teacher"] else None
-            gap = difference(pair, told["suspect"].get(name, {}), teacher)
-            if teacher and all(teacher.get(side) for side in SIDES):
-                teachers.append(np.mean(teacher["served"]) - np.mean(teacher["twin"]))
+        teacher = told["teacher"].get(name, {}) if plan["taken_off"] else None
+        gap = difference(pairs[name], told["suspect"].get(name, {}), teacher)
         if isinstance(gap, str):
             counted[gap] += 1
-        elif gap is not None:
+        else:
             gaps[name] = gap
-    return _report(plan, lines, gaps, dict(sorted(counted.items())), teachers)
+    gate = None if escrowed else teacher_gate(_signs_of_change(pairs, told["teacher"]))
+    refusal = changed(gate) or unsteady(lines)
+    masked = sum(bool(pair.get("masked")) for pair in pairs.values())
+    found = _report(plan, gaps, dict(sorted(counted.items())), refusal, masked)
+    found["secondary"] |= {"teacher_gate": gate, "committed_pairs": committed}
+    return found
 
 
-def _check_escrow(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -> None:
-    """Hold each pair against its revealed coin, and both against what was published before.
-
-    Raises:
-        EvidenceError: a coin says otherwise, or a pair was not committed to.
-    """
-    proofs = {line["exchange"]: line for line in lines["escrow"]}
-    nonces = json.loads(reveal["nonces"])
-    for pair in lines["pairs"]:
-        name = pair["exchange"]
-        served, twin = (from_dict(pair[side], f"pair of {name}") for side in SIDES)
-        nonce = bytes.fromhex(nonces[name])
-        problem = check_pair(nonce, served, twin) or check_published(
-            proofs[name], commitment(nonce, served.id, twin.id), plan["escrow"]
-        )
-        if problem:
-            raise EvidenceError(
-                f"pair of {name}", problem, "the pair that the escrow committed to",
-                "Take store and escrow from their sources again",
-            )  # fmt: skip
-
-
-def _withheld(pair: Line) -> str | None:
-    return pair.get("withheld")
+def _signs_of_change(
+    pairs: Mapping[str, Line], teacher: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """Quantity -> served less twin, of every pair that has both: none of them asks the suspect."""
+    both = [pair for pair in pairs.values() if has_texts(pair)]
+    lengths = [len(_rest(pair, "served")) - len(_rest(pair, "twin")) for pair in both]
+    stops = [(_ended(p, "served") == "stop") - (_ended(p, "twin") == "stop") for p in both]
+    likes = [[_liking(sides.get(side)) for side in SIDES] for sides in teacher.values()]
+    gaps = [a - b for a, b in likes if a is not None and b is not None and np.isfinite(a - b)]
+    return {
+        "the length of answers": [float(v) for v in lengths],
+        "how answers end": [float(v) for v in stops],
+        "the teacher's own log-probabilities": gaps,
+    }
 
 
 def _likings(plan: Mapping[str, Any], lines: Lines) -> dict[str, dict[str, dict[str, Any]]]:
@@ -170,10 +166,11 @@ def _likings(plan: Mapping[str, Any], lines: Lines) -> dict[str, dict[str, dict[
     if plan["access"] == "text":
         texts: dict[str, list[str]] = {}
         for line in lines.get("continuations", ()):
-            texts.setdefault(line["exchange"], []).append(line["text"])
+            if line["round"] == 1:
+                texts.setdefault(line["exchange"], []).append(line["text"])
         for pair in lines["pairs"]:
             said = texts.get(pair["exchange"])
-            if said and len(said) == plan["samples"] and not _withheld(pair):
+            if said and len(said) == plan["samples"] and left_out(pair) is None:
                 told["suspect"][pair["exchange"]] = {
                     side: float(np.mean([overlap(text, _rest(pair, side)) for text in said]))
                     for side in SIDES
@@ -184,25 +181,34 @@ def _likings(plan: Mapping[str, Any], lines: Lines) -> dict[str, dict[str, dict[
 # ---- what it says ----
 
 
-def _report(
-    plan: Mapping[str, Any],
-    lines: Lines,
-    gaps: Mapping[str, float],
-    excluded: Mapping[str, int],
-    teachers: Sequence[float],
-) -> dict[str, Any]:
-    values = list(gaps.values())
-    signed = sum(value != 0 for value in values)
+def refuse_too_few(signed: int, without: int, excluded: Mapping[str, int]) -> None:
+    """Nothing, where enough pairs have a sign.
+
+    Raises:
+        EvidenceError: fewer than `FEWEST_PAIRS`, with the reasons for the others.
+    """
     if signed < FEWEST_PAIRS:
+        listed = "; ".join(f"{count} {reason}" for reason, count in excluded.items()) or "none"
         raise EvidenceError(
-            "twin test", f"{signed} pairs with a sign (left out: {_listed(excluded)}; without a "
-            f"sign: {len(values) - signed})",
+            "twin test", f"{signed} pairs with a sign (left out: {listed}; without a sign: "
+            f"{without})",
             f"at least {FEWEST_PAIRS}",
             "Test more exchanges: `--power` says how many an effect needs",
         )  # fmt: skip
+
+
+def _report(
+    plan: Mapping[str, Any],
+    gaps: Mapping[str, float],
+    excluded: Mapping[str, int],
+    refusal: str | None,
+    masked: int,
+) -> dict[str, Any]:
+    values = list(gaps.values())
+    signed = sum(value != 0 for value in values)
+    refuse_too_few(signed, len(values) - signed, excluded)
     test = signed_rank(values)
-    refusal = _changed(plan, teachers) or _unsteady(lines)
-    level = plan["alpha"] / plan["looks"]
+    level = level_of(plan)
     if refusal:
         verdict = words.REFUSED
     elif 0.5**test.n > level:
@@ -224,14 +230,13 @@ def _report(
         "effect": {"name": "share of pairs that lean to the served answer", **share.to_dict()},
         "verdict": verdict,
         "says": _says(plan, test, verdict, refusal),
-        "cannot": _cannot(plan),
+        "cannot": _cannot(plan, masked),
         "secondary": {
             "sign_p_value": None if refusal else test.sign_p_value,
             "rank_biserial": test.standardised,
             "mean_difference": {"name": f"mean difference, {unit}", **size.to_dict()},
             "share_upper_bound": share_bound(test.positive, test.n),
             "level": level,
-            "teacher_gate": _gate(teachers) if plan["twins"] != "escrowed" else None,
             "refusal": refusal,
         },
         "differences": dict(gaps),
@@ -244,49 +249,9 @@ _ACCESS = {
 }
 
 
-def _gate(teachers: Sequence[float]) -> dict[str, Any] | None:
-    """How the teacher of today sees its own served answers against fresh ones: two-sided."""
-    if sum(value != 0 for value in teachers) < FEWEST_PAIRS:
-        return None
-    up = signed_rank(teachers).p_value
-    down = signed_rank([-value for value in teachers]).p_value
-    return {"n": len(teachers), "p_value": min(1.0, 2 * min(up, down)), "level": _CHANGED_LEVEL}
-
-
-def _changed(plan: Mapping[str, Any], teachers: Sequence[float]) -> str | None:
-    gate = _gate(teachers) if plan["twins"] != "escrowed" else None
-    if gate is None or gate["p_value"] > gate["level"]:
-        return None
-    return (
-        "the teacher of today tells its served answers from fresh ones "
-        f"(p = {gate['p_value']:.2g}): it is not the one that answered, or not with these settings"
-    )
-
-
-def _unsteady(lines: Lines) -> str | None:
-    """Why the suspect is not one model: what was asked twice was not answered alike."""
-    first: dict[tuple[str, str], Any] = {}
-    worst, repeats = 0.0, 0
-    for line in lines.get("scores", ()):
-        place = (line["exchange"], line["side"])
-        if line["role"] == "suspect":
-            first[place] = line["logprobs"]
-    for line in lines.get("scores", ()):
-        place = (line["exchange"], line["side"])
-        if line["role"] == "repeat" and place in first:
-            before, after = _liking(first[place]), _liking(line["logprobs"])
-            if before is not None and after is not None:
-                repeats += 1
-                worst = max(worst, abs(before - after))
-    names = {line["served_model"] for line in lines.get("continuations", ())}
-    if len(names) > 1:
-        return f"answers came from several models: {', '.join(sorted(map(str, names)))}"
-    if worst <= _REPEAT_SLACK:
-        return None
-    return (
-        f"the suspect scored the same text differently when asked again (by up to {worst:.2g} "
-        f"nats a token in {repeats} repeats): more than one model answers under this name"
-    )
+def level_of(plan: Mapping[str, Any]) -> float:
+    """The level of one test: shared among those declared, or those begun where these are more."""
+    return plan["alpha"] / max(plan["looks"], plan["begun"])
 
 
 def _says(
@@ -315,7 +280,7 @@ def _says(
     ]
 
 
-def _cannot(plan: Mapping[str, Any]) -> list[str]:
+def _cannot(plan: Mapping[str, Any], masked: int) -> list[str]:
     lines = [
         words.INTENT,
         "A suspect trained on other answers of the same teacher passes this test, rightly: it "
@@ -333,10 +298,21 @@ def _cannot(plan: Mapping[str, Any]) -> list[str]:
         )
     if plan["access"] == "text":
         lines.append("Text alone carries less than log-probabilities: small effects go unseen.")
+    if plan["reached"] == "batch":
+        lines.append(
+            "Whoever ran the suspect on the file saw both answers of each pair: who kept the "
+            "served ones could tell them apart, and answer otherwise than the model would."
+        )
+    if masked:
+        lines.append(
+            f"{masked} prompts are masked: that these answers are the ones drawn for them cannot "
+            "be seen from this bundle."
+        )
+    if plan["begun"] > 1:
+        lines.append(
+            f"{plan['begun']} audits of this suspect were begun on these exchanges, by the log "
+            "beside them; a log can be left out by whoever keeps it."
+        )
     if plan.get("where"):
         lines.append(f"It is about the exchanges with {', '.join(plan['where'])}, no others.")
     return lines
-
-
-def _listed(excluded: Mapping[str, int]) -> str:
-    return "; ".join(f"{count} {reason}" for reason, count in excluded.items()) or "none"

@@ -3,40 +3,38 @@
 In order: exchanges are drawn by what was asked, twins are found or drawn, plan and pairs are
 written and committed to by hash, and only then is a suspect asked anything. Every raw line is on
 the disk as it comes; run again, an audit goes on where it stopped. The evidence is computed from
-the raw lines by `twin.evidence`, as verification will.
+the raw lines by `twin.evidence`, as verification will. No path of this machine enters a bundle.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__
-from stillhouse.audit.batch import Ledger, Waiting, is_batch
-from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.batch import REPEATED_PAIRS, Waiting, is_batch
+from stillhouse.audit.bundle import Bundle, sealed_evidence
+from stillhouse.audit.ledger import Ledger, begun
+from stillhouse.audit.masking import Mask
 from stillhouse.audit.page import write_page
+from stillhouse.audit.pair_checks import has_texts
 from stillhouse.audit.pairing import (
+    Candidates,
     Pairs,
-    Redaction,
     Twins,
     draw_twins,
     pair_up,
     read_candidates,
 )  # fmt: skip
 from stillhouse.audit.power import smallest_share
-from stillhouse.audit.scoring import (
-    REPEATED_PAIRS,
-    ask_texts,
-    read_scores,
-    suspect_requests,
-)  # fmt: skip
-from stillhouse.audit.selection import choose
+from stillhouse.audit.scoring import ask_texts, read_scores, suspect_requests
 from stillhouse.audit.settings import TwinSettings
-from stillhouse.audit.suspect import Suspect
-from stillhouse.audit.twin import evidence
+from stillhouse.audit.suspect import Suspect, model_line, name_of
+from stillhouse.audit.twin import evidence, left_out, refuse_too_few
 from stillhouse.errors import ConfigError
 from stillhouse.exact import holm
 from stillhouse.exchange import Exchange, canonical_json
@@ -44,10 +42,21 @@ from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
 from stillhouse.report import Progress, Silent
 
-__all__ = ["Waiting", "planned", "twin_audit"]
+__all__ = ["Begun", "Waiting", "planned", "twin_audit"]
 
 _SILENT = Silent()
-_FILES = ("scores", "continuations")  # raw lines of models
+_FILES = ("scores", "continuations", "models")  # raw lines of models
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An audit that is fixed and has asked nothing: publish its commitment, then run it again."""
+
+    suspect: str
+    folder: Path
+    pairs: int
+    commitment: str
+    escrow_root: str | None
 
 
 def twin_audit(
@@ -59,9 +68,10 @@ def twin_audit(
     teacher: str | None = None,
     twins: Path | None = None,
     ledger: Path | None = None,
+    begin: bool = False,
     runs: Path = Path("runs"),
     progress: Progress = _SILENT,
-) -> list[dict[str, Any] | Waiting]:
+) -> list[dict[str, Any] | Waiting | Begun]:
     """The evidence against each suspect, or what it waits for; a sealed bundle lies in `out` (in
     `out/1`, `out/2`, ... where there are several suspects).
 
@@ -74,6 +84,7 @@ def twin_audit(
             the suspect's.
         twins: an escrow's folder, or a store of answers that were not served.
         ledger: file of the exchanges that earlier audits disclosed; they are left out.
+        begin: fix and commit to everything, and ask no suspect anything yet.
         runs: where `run:NAME` is looked up.
         progress: told what happens.
 
@@ -84,7 +95,7 @@ def twin_audit(
         EvidenceError: too few exchanges, greedy or without settings, or twins that do not fit.
         ModelError: a model is gone, or gives no log-probabilities where they are asked for.
     """
-    audit = _Audit(settings, exchanges, out, teacher, twins, runs, progress)
+    audit = _Audit(settings, exchanges, teacher, twins, begin, runs, progress)
     for suspect in suspects:
         if not is_batch(suspect):
             parse_spec(suspect)
@@ -94,7 +105,7 @@ def twin_audit(
             "Give the escrow or store of twins, or a teacher that draws them now",
         )  # fmt: skip
     spent = Ledger(ledger)
-    found: dict[Path, dict[str, Any] | Waiting] = {}
+    found: dict[Path, dict[str, Any] | Waiting | Begun] = {}
     for number, suspect in enumerate(suspects, start=1):
         folder = out / str(number) if len(suspects) > 1 else out
         found[folder] = audit.of(suspect, folder, len(suspects), spent)
@@ -122,14 +133,12 @@ def planned(
         DataError: a store, escrow or ledger that cannot be read.
         EvidenceError: not one exchange can be tested.
     """
-    held = Twins.read(twins) if twins else None
-    spent = Ledger(ledger).prompts(out or Path())
-    rows, served = read_candidates(exchanges, settings, held, spent)
-    _, excluded = choose(rows, pairs=settings.pairs, seed=settings.seed, spent=spent)
-    share = smallest_share(len(served), settings.alpha / settings.looks)
+    held = Twins.read(twins, exchanges) if twins else None
+    found = read_candidates(exchanges, settings, held, Ledger(ledger).prompts(out or Path()))
+    share = smallest_share(len(found.served), settings.alpha / settings.looks)
     return {
-        "pairs": len(served),
-        "excluded": excluded,
+        "pairs": len(found.served),
+        "excluded": dict(found.excluded),
         "twins": held.kind if held else f"to be drawn by {teacher}" if teacher else "none yet",
         "level": settings.alpha / settings.looks,
         "smallest_share_found_with_probability_0.9": share,
@@ -149,65 +158,74 @@ class _Audit:
 
     settings: TwinSettings
     exchanges: Path
-    out: Path
     teacher: str | None
     twins: Path | None
+    begin: bool
     runs: Path
     progress: Progress
 
     def of(
         self, suspect: str, folder: Path, suspects: int, spent: Ledger
-    ) -> dict[str, Any] | Waiting:
+    ) -> dict[str, Any] | Waiting | Begun:
         """The evidence against one suspect."""
-        sealed = self._sealed(suspect, folder, suspects)
-        if sealed is not None:
-            self.progress.say(f"{folder} is sealed: nothing is asked again")
-            return sealed
+        held = Twins.read(self.twins, self.exchanges) if self.twins else None
+        disclosed = spent.prompts(folder)
+        found = read_candidates(self.exchanges, self.settings, held, disclosed)
+        if (folder / "sealed" / "seal.json").exists():  # the suspect may be gone by now
+            there = json.loads((folder / "sealed" / "plan.json").read_text("utf-8"))
+            plan = self._plan(suspect, there["access"], held, found, disclosed, suspects)
+            told = sealed_evidence(folder, plan | {"begun": there["begun"]})
+            if told is not None:
+                self.progress.say(f"{folder} is sealed: nothing is asked again")
+                return told
         with Suspect(suspect, self.settings, self.runs, self.progress) as opened:
-            held = Twins.read(self.twins) if self.twins else None
-            disclosed = spent.prompts(folder)
-            rows, served = read_candidates(self.exchanges, self.settings, held, disclosed)
-            pairs = self._pairs(rows, served, held, opened.access)
-            plan = self._plan(suspect, opened.access, held, disclosed, suspects)
-            before = {"candidates": pairs.candidates, "pairs": pairs.pairs}
+            plan = self._plan(suspect, opened.access, held, found, disclosed, suspects)
+            pairs = self._pairs(found, held, opened.access)
+            _refuse_what_cannot_tell(pairs, found)
+            plan |= {"begun": begun(self._log(), plan, folder)}
+            before: dict[str, Any] = {"candidates": pairs.candidates, "pairs": pairs.pairs}
             if held is not None and held.escrow is not None:
                 before["escrow"] = pairs.escrow
             # One text, so that one hash binds every coin before the suspect is asked anything.
             reveal = {"nonces": canonical_json(pairs.nonces)} if pairs.nonces else {}
             bundle = Bundle.begin(folder, plan, before=before, secrets=reveal)
+            root = plan["escrow"] and plan["escrow"]["root"]
+            self.progress.say(f"commitment {bundle.commitment}")
+            if self.begin:
+                return Begun(suspect, folder, len(pairs.pairs), bundle.commitment, root)
+            if plan["teacher_reads"]:
+                self._teacher_reads(bundle, [pair for pair in pairs.pairs if has_texts(pair)])
             waiting = self._ask(opened, bundle, pairs, spent, folder)
         if waiting is not None:
             return waiting
-        if plan["teacher"] is not None:
-            self._teacher_reads(bundle, pairs.pairs)
         lines = {name: bundle.lines(name) for name in _FILES if bundle.lines(name)}
-        found = evidence(plan, {**before, **lines}, reveal)
-        bundle.seal(found, reveal=reveal)
-        return found
+        told = evidence(plan, {**before, **lines}, reveal)
+        bundle.seal(told, reveal=reveal)
+        self.progress.say(f"root {bundle.root}")
+        return told
 
-    def _sealed(self, suspect: str, folder: Path, suspects: int) -> dict[str, Any] | None:
-        """The evidence of a finished audit with this very plan; None where there is none."""
-        if not (folder / "sealed" / "seal.json").exists():
-            return None
-        read = {n: json.loads((folder / "sealed" / f"{n}.json").read_text("utf-8"))
-                for n in ("plan", "evidence")}  # fmt: skip
-        held = Twins.read(self.twins) if self.twins else None
-        plan = read["plan"]
-        same = self._plan(suspect, plan["access"], held, plan["spent"], suspects) == plan
-        return read["evidence"] if same else None
+    def _log(self) -> Path:
+        """The log of the audits that were begun on these exchanges."""
+        if self.twins and (self.twins / "escrow.json").exists():
+            return self.twins / "audits.jsonl"
+        return self.exchanges.with_name(f"{self.exchanges.name}.audits.jsonl")
 
-    def _pairs(
-        self, rows: list[dict[str, Any]], served: list[Exchange], held: Twins | None, access: str
-    ) -> Pairs:
+    def _pairs(self, found: Candidates, held: Twins | None, access: str) -> Pairs:
         if held is not None:
-            return pair_up(rows, served, held, Redaction(self.settings.redact))
+            return pair_up(found, held, Mask(self.settings.redact))
         assert self.teacher is not None
-        with self._open_teacher(served) as model:
+        # Beside the answers, not in the bundle's folder: no second audit draws them again.
+        kept = self.exchanges.with_name(f"{self.exchanges.name}.twins")
+        with self._open_teacher(found.served) as model:
             lines = draw_twins(
-                model, served, self.settings, self.out / "twins",
-                prefixed=access == "text", progress=self.progress,
+                model, found.served, self.settings, kept,
+                prefixed=self._prefix(access, held) > 0, progress=self.progress,
             )  # fmt: skip
-        return Pairs(rows, lines)
+        return Pairs(found.rows, lines)
+
+    def _prefix(self, access: str, held: Twins | None) -> int:
+        """Tokens of the served answer that the suspect is given to continue."""
+        return self.settings.prefix_tokens if access == "text" and held is None else 0
 
     def _open_teacher(self, served: Sequence[Exchange]) -> Model:
         """The teacher with the engine and precision that the served answers were drawn with."""
@@ -225,24 +243,39 @@ class _Audit:
         )
 
     def _plan(
-        self, suspect: str, access: str, held: Twins | None, spent: Sequence[str], suspects: int
+        self,
+        suspect: str,
+        access: str,
+        held: Twins | None,
+        found: Candidates,
+        spent: Sequence[str],
+        suspects: int,
     ) -> dict[str, Any]:
         settings = self.settings
+        prefix = self._prefix(access, held)
+        # Its own scores taken off the teacher itself would leave nothing but zeros.
+        taken_off = access == "logprobs" and self.teacher not in (None, suspect)
+        # Scores of what stands after a prefix are not what a gate compares.
+        gated = self.teacher is not None and held is None and not prefix
         return {
             "test": "twin",
             "stillhouse": __version__,
-            "suspect": suspect,
+            "suspect": name_of(suspect),
+            "reached": "batch" if is_batch(suspect) else parse_spec(suspect).kind,
             "access": access,
-            # Its own scores taken off the teacher itself would leave nothing but zeros.
-            "teacher": self.teacher if access == "logprobs" and self.teacher != suspect else None,
+            "teacher": self.teacher and name_of(self.teacher),
+            "taken_off": taken_off,
+            "teacher_reads": taken_off or (gated and self._can_score()),
             "twins": held.kind if held else "drawn later",
             "escrow": held.escrow.published() if held and held.escrow else None,
+            "draw": found.draw,
             "where": list(settings.where),
+            "outside": found.outside,
             "pairs": settings.pairs,
             "samples": settings.samples,
-            "prefix_tokens": settings.prefix_tokens if access == "text" and not held else 0,
+            "prefix_tokens": prefix,
             "temperature": settings.temperature,
-            "redact": list(settings.redact),
+            "redact": len(settings.redact),
             "alpha": settings.alpha,
             "looks": settings.looks * suspects,
             "seed": settings.seed,
@@ -251,30 +284,56 @@ class _Audit:
             "the sign test beside it",
         }
 
+    def _can_score(self) -> bool:
+        """Whether the teacher gives log-probabilities of given text: an endpoint may not."""
+        assert self.teacher is not None
+        if parse_spec(self.teacher).kind != "endpoint":
+            return True
+        with open_model(self.teacher, need=Need(text=True), progress=self.progress) as model:
+            return model.capabilities.scoring
+
     def _ask(
         self, opened: Suspect, bundle: Bundle, pairs: Pairs, spent: Ledger, folder: Path
     ) -> Waiting | None:
-        settings, redact = self.settings, Redaction(self.settings.redact)
-        shown = [redact.shown(pair) for pair in pairs.pairs]
+        settings = self.settings
+        asked = [pair for pair in pairs.pairs if left_out(pair) is None]
         requests = suspect_requests(
-            shown, samples=settings.samples, temperature=settings.temperature, seed=settings.seed
+            asked, samples=settings.samples, temperature=settings.temperature, seed=settings.seed
         )
         if opened.batch is not None:
-            spent.spend(pairs.pairs, folder, opened.spec)
-            return opened.batch.exchange(shown, requests, bundle, opened.access)
+            spent.spend(pairs.pairs, folder, name_of(opened.spec))
+            return opened.batch.exchange(asked, requests, bundle, opened.access)
         assert opened.model is not None
+        _note(bundle, opened.model, "suspect")
         if opened.access == "text":
             ask_texts(opened.model, requests, bundle, self.progress)
             return None
-        read_scores(opened.model, "suspect", shown, bundle, self.progress)
+        read_scores(opened.model, "suspect", asked, bundle, self.progress)
         read = {line["exchange"] for line in bundle.lines("scores") if line["logprobs"]}
-        again = [pair for pair in shown if pair["exchange"] in read][:REPEATED_PAIRS]
+        again = [pair for pair in asked if pair["exchange"] in read][:REPEATED_PAIRS]
         read_scores(opened.model, "repeat", again, bundle, self.progress)
         return None
 
     def _teacher_reads(self, bundle: Bundle, pairs: list[dict[str, Any]]) -> None:
+        """Before the suspect is asked: a teacher that cannot be read is known in time."""
         assert self.teacher is not None
         with open_model(
             self.teacher, need=Need(scoring=True), runs=self.runs, progress=self.progress
         ) as model:
+            _note(bundle, model, "teacher")
             read_scores(model, "teacher", pairs, bundle, self.progress)
+
+
+def _refuse_what_cannot_tell(pairs: Pairs, found: Candidates) -> None:
+    """Nothing, where enough pairs may have a sign: known before anybody is asked or shown them."""
+    reasons = Counter(filter(None, map(left_out, pairs.pairs)))
+    refuse_too_few(
+        len(pairs.pairs) - reasons.total(), 0, {**found.excluded, **dict(sorted(reasons.items()))}
+    )
+
+
+def _note(bundle: Bundle, model: Model, role: str) -> None:
+    """Which model it is stands in the bundle, once for each that answered under the role."""
+    line = model_line(model, role)
+    if line not in bundle.lines("models"):
+        bundle.append("models", [line])

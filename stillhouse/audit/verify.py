@@ -127,6 +127,7 @@ def verify(
     *,
     root: str | None = None,
     commitment: str | None = None,
+    escrow_root: str | None = None,
 ) -> Verification:
     """Everything that can be checked of a bundle, with what differs.
 
@@ -135,6 +136,7 @@ def verify(
         functions: the evidence function of each test, by the name that plans give.
         root: the root that was published for it, where one is known.
         commitment: the commitment that was published before the test, where one is known.
+        escrow_root: the root that was published of the escrow, where one is known.
 
     Raises:
         DataError: no bundle is there, or a file of it cannot be read.
@@ -147,7 +149,11 @@ def verify(
     commit, reveal = _value(files, "commit.json"), _value(files, "reveal.json")
     _check_commit(files, commit, reveal, notes)
     own = sha256(files["commit.json"].data) if "commit.json" in files else None
-    for name, known, found in (("root", root, sealed_root), ("commitment", commitment, own)):
+    escrow = (_value(files, "plan.json") or {}).get("escrow") or {}
+    for name, known, found in (
+        ("root", root, sealed_root), ("commitment", commitment, own),
+        ("escrow's root", escrow_root, escrow.get("root")),
+    ):  # fmt: skip
         if known is not None and known.strip().lower() != found:
             notes.add("known", f"the {name} is {found}, and {known} was published")
     seal_holds = not notes.found

@@ -8,15 +8,13 @@ from the raw lines by `radioactivity.evidence`, as verification will.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stillhouse import __version__
-from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.green import scored_pairs
 from stillhouse.audit.radioactivity import evidence
 from stillhouse.audit.settings import WatermarkSettings
@@ -26,6 +24,7 @@ from stillhouse.messages import Prompt
 from stillhouse.models.base import Failure, Model, Need, require
 from stillhouse.record import plain
 from stillhouse.report import Progress, Silent
+from stillhouse.text import seed_from
 from stillhouse.watermark import Watermark
 
 if TYPE_CHECKING:
@@ -51,11 +50,7 @@ class Vocabulary:
     @classmethod
     def of(cls, text: ChatText) -> Self:
         """Of a local model: `LocalModel.text`, or `ChatText(folder, spec)` without its weights."""
-        return cls(
-            text.vocabulary_hash,
-            lambda answer: text.tokenizer(answer, add_special_tokens=False)["input_ids"],
-            text.render,
-        )
+        return cls(text.vocabulary_hash, text.ids, text.render)
 
 
 def watermark_audit(
@@ -99,7 +94,7 @@ def watermark_audit(
     plan = _plan(settings, suspect, watermark, vocabulary)
     before = _before(settings, vocabulary, prompts, served)
     reveal = {"key": watermark.key.hex()}
-    if (sealed := _sealed(out, plan, before)) is not None:
+    if (sealed := sealed_evidence(out, plan, before)) is not None:
         progress.say(f"{out} is sealed: nothing is asked again")
         return sealed
     bundle = Bundle.begin(out, plan, before=before, secrets=reveal)
@@ -184,23 +179,6 @@ def _before(
             for number, exchange in enumerate(served)
         ]
     return before
-
-
-def _sealed(
-    out: Path, plan: Mapping[str, Any], before: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Any] | None:
-    """The evidence of a finished audit with this very plan and text; None where there is none."""
-    if not (out / "sealed" / "seal.json").exists():
-        return None
-
-    def read(name: str) -> list[Any]:
-        text = (out / "sealed" / name).read_text("utf-8")
-        return [json.loads(line) for line in text.splitlines()]
-
-    same = read("plan.json") == [plan] and all(
-        read(f"{name}.jsonl") == lines for name, lines in before.items()
-    )
-    return read("evidence.json")[0] if same else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +267,10 @@ class _Work:
                 raise gone
 
     def _request(self, prompt: Prompt, number: int) -> Request:
-        seed = hashlib.sha256(f"watermark {self.settings.seed} {number}".encode()).digest()
         sampling = Sampling(
             **self.plan["sampling"], frequency_penalty=0.0, presence_penalty=0.0,
-            repeat_penalty=1.0, stop=(), seed=int.from_bytes(seed[:4], "big") & 0x7FFFFFFF,
-            sample_index=number,
+            repeat_penalty=1.0, stop=(), sample_index=number,
+            seed=seed_from(f"watermark {self.settings.seed} {number}"),
         )  # fmt: skip
         return Request(
             prompt=prompt.messages, tools=prompt.tools, sampling=sampling,

@@ -45,6 +45,7 @@ def verify(
     *,
     root: str | None = None,
     commitment: str | None = None,
+    escrow_root: str | None = None,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Recompute every number of a bundle from its raw lines; exit code 3 on any difference.
@@ -59,11 +60,13 @@ def verify(
         The root that was published with the bundle, where you know it.
     commitment
         The commitment that was published before the test, where you know it.
+    escrow_root
+        The escrow's root that was published when its answers were collected, where you know it.
     """
     from stillhouse.audit.functions import FUNCTIONS
     from stillhouse.audit.verify import verify as check
 
-    found = check(bundle, FUNCTIONS, root=root, commitment=commitment)
+    found = check(bundle, FUNCTIONS, root=root, commitment=commitment, escrow_root=escrow_root)
     result = {
         "ok": found.ok, "seal_holds": found.seal_holds, "numbers_hold": found.numbers_hold,
         "differences": list(found.differences), "withheld": dict(found.withheld),
@@ -144,7 +147,7 @@ def reveal(
         Ids of the exchanges; no other pair is revealed.
     """
     from stillhouse.escrow import Escrow
-    from stillhouse.exchange import to_dict
+    from stillhouse.exchange import canonical_json, to_dict
     from stillhouse.store import Store
 
     opened = Escrow.open(escrow)
@@ -166,11 +169,4 @@ def reveal(
         for one in served
     ]  # fmt: skip
     result = {"published": opened.published(), "pairs": shown}
-    emit(result, [canonical(line) for line in shown], as_json=common.json)
-
-
-def canonical(value: Mapping[str, Any]) -> str:
-    """One line of JSON."""
-    from stillhouse.exchange import canonical_json
-
-    return canonical_json(dict(value))
+    emit(result, [canonical_json(line) for line in shown], as_json=common.json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from stillhouse.errors import ConfigError
 
 if TYPE_CHECKING:
     from stillhouse.audit.batch import Waiting
+    from stillhouse.audit.twin_audit import Begun
 
 __all__ = ["twin"]
 
@@ -27,6 +30,7 @@ def twin(
     twins: Path | None = None,
     power: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    begin: Annotated[bool, Parameter(negative="")] = False,
     ledger: Path | None = None,
     runs: Path = Path("runs"),
     settings: Annotated[TwinSettings, Parameter(name="*")] = TwinSettings(),  # noqa: B008
@@ -46,16 +50,17 @@ def twin(
     out
         Folder of the bundle.
     teacher
-        Model spec of the teacher: draws the twins where none are given, and is taken off the
-        suspect's scores.
+        Model spec: draws twins where none are given; is taken off the suspect's scores.
     twins
         The escrow made by `collect --escrow`, or a store of answers that were not served.
     power
         Say how many exchanges an effect needs, and ask nothing.
     dry_run
         Say which exchanges would be tested, and ask nothing.
+    begin
+        Fix everything, print what to publish, and ask nothing; without it, go on.
     ledger
-        File of the exchanges that were shown in earlier audits; they are left out.
+        File of the exchanges shown in earlier audits; they are left out.
     runs
         Where runs are kept.
     """
@@ -66,17 +71,22 @@ def twin(
     from stillhouse.audit.twin_audit import planned, twin_audit
 
     if dry_run:
-        plan = planned(settings, exchanges=exchanges, teacher=teacher, twins=twins, ledger=ledger)
+        plan = planned(
+            settings, exchanges=exchanges, teacher=teacher, twins=twins, ledger=ledger, out=out
+        )
         return emit(plan, [f"{name}: {value}" for name, value in plan.items()], as_json=common.json)
     assert out is not None
     found = twin_audit(
         settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,
-        ledger=ledger, runs=runs, progress=make_progress(quiet=common.quiet),
+        ledger=ledger, begin=begin, runs=runs, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
+    return _show(found, as_json=common.json)
+
+
+def _show(found: Sequence[dict[str, Any] | Waiting | Begun], *, as_json: bool) -> None:
     results = [_plain(one) for one in found]
-    lines = [line for one in found for line in _lines(one)]
     shown = results[0] if len(results) == 1 else {"suspects": results}
-    return emit(shown, lines, as_json=common.json)
+    emit(shown, [line for one in found for line in _lines(one)], as_json=as_json)
 
 
 def _all_given(given: dict[str, Any]) -> None:
@@ -89,16 +99,29 @@ def _all_given(given: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _plain(one: dict[str, Any] | Waiting) -> dict[str, Any]:
+def _plain(one: dict[str, Any] | Waiting | Begun) -> dict[str, Any]:
+    from stillhouse.audit.twin_audit import Begun
+
     if isinstance(one, dict):
         return {key: value for key, value in one.items() if key != "differences"}
+    if isinstance(one, Begun):
+        return dataclasses.asdict(one) | {"folder": str(one.folder)}
     return {
         "waiting": str(one.answers), "requests": str(one.requests), "count": one.count,
         "discloses": one.discloses,
     }  # fmt: skip
 
 
-def _lines(one: dict[str, Any] | Waiting) -> list[str]:
+def _lines(one: dict[str, Any] | Waiting | Begun) -> list[str]:
+    from stillhouse.audit.twin_audit import Begun
+
+    if isinstance(one, Begun):
+        root = f"Escrow root {one.escrow_root}." if one.escrow_root else "No escrow."
+        return [
+            f"{one.suspect}: {one.pairs} pairs are fixed in {one.folder}; nothing was asked.",
+            f"Commitment {one.commitment}. {root}",
+            "Publish these, then run the same command without --begin.",
+        ]
     if not isinstance(one, dict):
         return [
             f"{one.count} requests are in {one.requests}.",

@@ -9,7 +9,6 @@ kind.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from stillhouse.config import CollectSettings
 from stillhouse.exchange import Request, Sampling, Terms
 from stillhouse.prompts import Prompt, Prompts
+from stillhouse.text import seed_from
 
 __all__ = ["Held", "Plan", "Questions", "left_to_ask", "make_plan", "request_seed"]
 
@@ -58,15 +58,12 @@ class Plan:
 def request_seed(seed: int, asked: str, index: int) -> int:
     """The sampler's seed of one request, 0 to 2^31 - 1.
 
-    31 bits: llama.cpp reads an unsigned 32-bit seed whose highest value means 'random'.
-
     Args:
         seed: the run's.
         asked: what is asked: the key of the request without any sampling.
         index: the sample's.
     """
-    digest = hashlib.sha256(f"{seed} {asked} {index}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
+    return seed_from(f"{seed} {asked} {index}")
 
 
 class Questions:

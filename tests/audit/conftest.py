@@ -55,9 +55,15 @@ def ask(
 
 
 @pytest.fixture(scope="session")
-def escrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def escrowed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty answers of the scripted bigram model, and their escrowed twins."""
     return ask(tmp_path_factory.mktemp("escrowed"), "scripted:bigram")
+
+
+@pytest.fixture
+def escrowed(escrowed_once: Path, tmp_path: Path) -> Path:
+    """A copy of them: each audit is noted beside the answers, and counted by the next."""
+    return shutil.copytree(escrowed_once, tmp_path / "asked")
 
 
 def tuned(folder: Path, rows: list[tuple[list[int], list[int]]], out: Path, steps: int) -> Path:

@@ -17,6 +17,7 @@ from stillhouse.audit.identity import evidence
 from stillhouse.audit.identity_audit import identity_audit, identity_plan
 from stillhouse.audit.identity_change import compare
 from stillhouse.audit.settings import IdentitySettings
+from stillhouse.audit.suspect import name_of
 from stillhouse.audit.verify import verify
 from stillhouse.errors import ConfigError, EvidenceError, ModelError, TransportError
 from stillhouse.models import open_model
@@ -320,7 +321,7 @@ def test_controls_are_other_models_with_names_of_their_own(tmp_path, controls, f
     ],
 )  # fmt: skip
 def test_names_of_models_are_never_paths(spec, name):
-    assert module._name(spec) == name
+    assert name_of(spec) == name
 
 
 @pytest.mark.parametrize("candidate", ["anthropic", "Anthropic", "ANTHROPIC"])

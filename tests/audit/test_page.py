@@ -17,13 +17,15 @@ from stillhouse.audit.page import write_page
 from stillhouse.audit.page_charts import decoy_plot, difference_bars, innocent_counts
 from stillhouse.audit.page_figures import Unread, often, plain
 from stillhouse.audit.redact import redact
+from stillhouse.audit.selection import draw_of
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.audit.twin_audit import twin_audit
 from stillhouse.errors import DataError, EvidenceError
+from stillhouse.exchange import to_dict
 from stillhouse.report import figure
 from stillhouse.watermark import Watermark
 from tests.audit.identity_lines import always, lines_of, plan_with
-from tests.audit.test_twin import PLAN, leaning, raw
+from tests.audit.test_twin import PLAN, answer, leaning, raw
 from tests.test_report import Page
 
 EVIDENCE = {
@@ -48,6 +50,7 @@ def sealed(folder, plan, lines, reveal=None, before=()):
 def twin_case(gaps=None, own=None, **changes):
     lines = raw(leaning(40, 1.5) if gaps is None else gaps, own)
     plan = PLAN | {"stillhouse": "0.1.0", "prefix_tokens": 0, "suspect": "Vat"} | changes
+    plan["draw"] = draw_of(lines["candidates"], None)
     return plan, lines, {}, ("candidates", "pairs")
 
 
@@ -173,7 +176,7 @@ def test_what_the_evidence_says_stands_there_with_its_figures(pages, test):
 @pytest.mark.parametrize("test", CASES)
 def test_every_p_value_has_its_n(pages, test):
     rows = re.findall(r"<tr><th>(.*?)</tr>", pages[test][0])
-    given = [row for row in rows if re.match(r"(p,|p |Rank p|Teacher gate)", row)]
+    given = [row for row in rows if re.match(r"(p,|p |Rank p|Teacher gate: p)", row)]
     assert given
     for row in given:
         assert re.search(r'data-h="n">[\d,]+<', row), row
@@ -251,7 +254,7 @@ def test_each_kind_of_twin_and_access_is_explained_as_what_it_is(tmp_path, kind,
     assert [key for key, sentence in says.items() if sentence in text] == [kind]
     assert ("gives text only" in text) == (access == "text")
     assert ("word piece by word piece" in text) == (access == "logprobs")
-    assert ("Teacher gate" in text) == (kind == "drawn later")
+    assert ("Teacher gate" in text) == (kind != "escrowed")
     assert ("Here it assumes, besides" in text) == (kind != "escrowed")
 
 
@@ -407,7 +410,7 @@ def test_unread_figures_are_those_that_nobody_took():
 
 def test_exclusions_are_counted_with_their_reasons(tmp_path):
     plan, lines, reveal, before = twin_case()
-    lines["pairs"][3]["twin"]["response"]["text"] = "served"
+    lines["pairs"][3]["twin"] = to_dict(answer(3, "served", 1))
     text = text_of(page_of(tmp_path, (plan, lines, reveal, before))[0])
     assert "served answer and twin are the same 1" in text
     assert "1 in all; the test rests on n = 39 pairs" in text

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.audit.selection import asked_key, choose, conditions, facts, prompt_key
+from stillhouse.audit.selection import choose, conditions, draw_of, facts, prompt_key
 from stillhouse.errors import ConfigError
 from stillhouse.exchange import Exchange, Part, Response, Sampling, Tool, message
 
@@ -29,13 +29,12 @@ def exchange(number: int, text: str = "yes", **changes: Any) -> Exchange:
 
 
 def draw(*exchanges: Exchange, **options: Any) -> tuple[list[str], dict[str, int]]:
-    twins = {asked_key(e): 1 for e in exchanges}
-    return choose([facts(e, twins) for e in exchanges], **({"pairs": 99, "seed": 7} | options))
+    return choose([facts(e, 1) for e in exchanges], **({"pairs": 99, "draw": "7"} | options))
 
 
 def test_all_that_fit_are_drawn_and_the_rest_counted_by_reason() -> None:
     fit = exchange(1)
-    again = exchange(1, "no", sampling=replace(SAMPLING, sample_index=1, seed=5))
+    again = exchange(1, "no", sampling=replace(SAMPLING, sample_index=2, seed=5))
     greedy = exchange(2, sampling=replace(SAMPLING, temperature=0.0))
     silent = exchange(3, sampling=Sampling())
     tools = exchange(4, tools=(Tool(name="search"),))
@@ -73,7 +72,26 @@ def test_the_draw_is_random_by_prompt_and_seed_alone() -> None:
     assert len(chosen) == 10
     assert excluded == {"not drawn": 40}
     assert draw(*reversed(many), pairs=10)[0] == chosen
-    assert draw(*many, pairs=10, seed=8)[0] != chosen
+    assert draw(*many, pairs=10, draw="8")[0] != chosen
+
+
+def test_the_draw_is_nobodys_choice() -> None:
+    rows = [facts(exchange(number), 1) for number in range(5)]
+    assert draw_of(rows, None) == draw_of(list(reversed(rows)), None) != draw_of(rows[1:], None)
+    assert draw_of(rows, {"root": "ab"}) == "ab"
+
+
+@given(st.permutations(range(4)), st.lists(st.text(min_size=1), min_size=4, max_size=4))
+def test_of_several_answers_to_one_prompt_neither_time_nor_length_decides(
+    order: list[int], texts: list[str]
+) -> None:
+    """An answer's time is when it was complete: the shortest came first."""
+    several = [
+        exchange(1, texts[n], sampling=replace(SAMPLING, sample_index=2 * n, seed=n),
+                 time=datetime(2026, 11, 1, tzinfo=UTC) + timedelta(minutes=order[n]))
+        for n in range(4)
+    ]  # fmt: skip
+    assert draw(*several)[0] == [several[0].id]
 
 
 @given(st.lists(st.text(max_size=20), min_size=8, max_size=8))
@@ -88,8 +106,8 @@ def test_no_answer_changes_which_prompts_are_drawn(texts: list[str]) -> None:
 
 def test_spent_prompts_and_those_without_a_twin_are_left_out() -> None:
     one, two, three = (exchange(number) for number in range(3))
-    rows = [facts(e, {asked_key(one): 1, asked_key(two): 1}) for e in (one, two, three)]
-    chosen, excluded = choose(rows, pairs=9, seed=7, spent=[prompt_key(two)])
+    rows = [facts(one, 1), facts(two, 1), facts(three, 0)]
+    chosen, excluded = choose(rows, pairs=9, draw="7", spent=[prompt_key(two)])
     assert chosen == [one.id]
     assert excluded == {
         "no twin with the same prompt and settings": 1, "spent in an earlier audit": 1,
@@ -97,7 +115,7 @@ def test_spent_prompts_and_those_without_a_twin_are_left_out() -> None:
 
 
 def test_where_no_twins_are_at_hand_yet_none_is_missing() -> None:
-    assert choose([facts(exchange(1), None)], pairs=9, seed=7)[0] == [exchange(1).id]
+    assert choose([facts(exchange(1), None)], pairs=9, draw="7")[0] == [exchange(1).id]
 
 
 @pytest.mark.parametrize(

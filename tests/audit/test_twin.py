@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,18 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillhouse.audit import twin as twin_test
 from stillhouse.audit import words
 from stillhouse.audit.overlap import overlap
-from stillhouse.audit.selection import facts
-from stillhouse.audit.twin import FEWEST_PAIRS, SIDES, difference, evidence
+from stillhouse.audit.pair_checks import SIDES
+from stillhouse.audit.selection import draw_of, facts
+from stillhouse.audit.twin import FEWEST_PAIRS, difference
 from stillhouse.errors import EvidenceError
 from stillhouse.exchange import Exchange, Response, Sampling, message, to_dict
 
 PLAN: dict[str, Any] = {
     "test": "twin", "suspect": "s", "access": "logprobs", "teacher": None, "twins": "of a store",
     "escrow": None, "where": [], "pairs": 500, "samples": 2, "alpha": 0.01, "looks": 1, "seed": 7,
-    "spent": [],
+    "spent": [], "reached": "hf", "taken_off": False, "outside": 0, "begun": 1,
 }  # fmt: skip
+
+
+def evidence(plan: dict[str, Any], lines: Any, reveal: dict[str, Any]) -> dict[str, Any]:
+    """The evidence, with the draw that follows from the lines."""
+    drawn = {"draw": draw_of(lines["candidates"], plan["escrow"])}
+    return twin_test.evidence(drawn | plan, lines, reveal)
 
 
 def answer(prompt: int, text: str, index: int, finish: str = "stop") -> Exchange:
@@ -38,8 +46,8 @@ def raw(gaps: list[float], teacher: list[float] | None = None) -> dict[str, list
     """Raw lines of an audit in which the suspect's mean log-probabilities differ by `gaps`."""
     lines: dict[str, list[dict[str, Any]]] = {"candidates": [], "pairs": [], "scores": []}
     for number, gap in enumerate(gaps):
-        served, twin = answer(number, "served", 0), answer(number, "another", 1)
-        lines["candidates"].append(facts(served, None))
+        served, twin = answer(number, "served", 0), answer(number, "a twin", 1)
+        lines["candidates"].append(facts(served, 1))
         lines["pairs"].append(
             {"exchange": served.id, "served": to_dict(served), "twin": to_dict(twin)}
         )
@@ -99,22 +107,77 @@ def test_exchanging_served_and_twin_negates_the_difference_exactly(
 # ---- the whole evidence ----
 
 
-def test_exchanging_the_sides_everywhere_mirrors_the_statistic_and_counts_the_same() -> None:
-    lines = raw(leaning(40, 0.3), leaning(40, 0.0, 1))
-    lines["pairs"][3]["twin"]["response"]["text"] = "served"  # equal answers
-    lines["pairs"][4]["withheld"] = "an answer holds what must not be disclosed"
-    lines["scores"][21]["logprobs"] = []
-    mirrored = copy.deepcopy(lines)
-    for pair in mirrored["pairs"]:
-        pair["served"], pair["twin"] = pair["twin"], pair["served"]
-    for line in mirrored["scores"]:
-        line["side"] = SIDES[1 - SIDES.index(line["side"])]
-    plan = PLAN | {"teacher": "t"}
-    there, back = evidence(plan, lines, {}), evidence(plan, mirrored, {})
+KINDS = st.sampled_from([
+    "plain", "plain", "plain", "same text", "filtered", "withheld", "missing", "unread suspect",
+    "unread teacher", "impossible", "greedy", "again", "no twin", "no settings", "equal liking",
+])  # fmt: skip
+
+
+def everywhere(kinds: list[str], gaps: list[float], mirrored: bool) -> dict[str, Any]:
+    """Raw lines with an exclusion of every kind; mirrored: what was the twin was served."""
+    lines: dict[str, Any] = {"candidates": [], "pairs": [], "scores": []}
+    for number, (kind, gap) in enumerate(zip(kinds, gaps, strict=True)):
+        texts = ("one", "one" if kind == "same text" else "another")
+        ends = ("content_filter" if kind == "filtered" else "stop", "length")
+        both = [answer(number, texts[i], i, ends[i] if kind != "same text" else "stop")
+                for i in (0, 1)]  # fmt: skip
+        if kind in ("greedy", "no settings"):
+            bare = Sampling() if kind == "no settings" else Sampling(temperature=0.0)
+            both = [replace(each, sampling=bare) for each in both]
+        likes = [{"suspect": gap - 1.5, "teacher": -1.0}, {"suspect": -1.5, "teacher": -1.25}]
+        order = (1, 0) if mirrored else (0, 1)
+        served, twin = both[order[0]], both[order[1]]
+        lines["candidates"].append(facts(served, int(kind != "no twin")))
+        if kind == "again":  # the same prompt, a later sample
+            later = replace(served.sampling, sample_index=4)
+            lines["candidates"].append(facts(replace(served, sampling=later), 1))
+        if kind in ("greedy", "no settings", "no twin"):
+            continue
+        pair: dict[str, Any] = {"exchange": served.id}
+        if kind == "missing":
+            lines["pairs"].append(pair | {"missing": "the teacher gave no twin"})
+            continue
+        pair |= {"served": to_dict(served), "twin": to_dict(twin)}
+        lines["pairs"].append(pair | ({"withheld": "masked"} if kind == "withheld" else {}))
+        for side, at in zip(SIDES, order, strict=True):
+            for role in ("suspect", "teacher"):
+                values: Any = [likes[at][role]] * 3
+                if kind == f"unread {role}" and at == 0:
+                    values = []
+                if kind == "impossible" and at == 1 and role == "suspect":
+                    values = [None]
+                if kind == "equal liking":
+                    values = [-1.0]
+                lines["scores"].append(
+                    {"role": role, "exchange": served.id, "side": side, "logprobs": values}
+                )
+    return lines
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_exchanging_served_and_twin_everywhere_negates_every_difference_and_counts_the_same(
+    data: st.DataObject,
+) -> None:
+    kinds = ["plain"] * 28 + data.draw(st.lists(KINDS, min_size=12, max_size=20))
+    kinds = [k for n, k in enumerate(kinds) if k != "missing" or n < 30]  # over a tenth is refused
+    gaps = data.draw(
+        st.lists(st.sampled_from([-2.0, -0.7, -0.1, 0.05, 0.3, 1.1, 2.5]), min_size=len(kinds),
+                 max_size=len(kinds))
+    )  # fmt: skip
+    plan = PLAN | {"teacher": "t", "taken_off": True, "twins": "drawn later"}
+    found = []
+    for mirrored in (False, True):
+        lines = everywhere(kinds, gaps, mirrored)
+        prompts = {row["exchange"]: row["prompt"] for row in lines["candidates"]}
+        told = evidence(plan, lines, {})
+        found.append((told, {prompts[e]: gap for e, gap in told["differences"].items()}))
+    (there, ours), (back, theirs) = found
+    assert {prompt: -gap for prompt, gap in ours.items()} == theirs
     assert there["excluded"] == back["excluded"]
-    assert {k: -v for k, v in there["differences"].items()} == back["differences"]
     whole = there["n"] * (there["n"] + 1) / 2
     assert there["statistic"]["value"] == whole - back["statistic"]["value"]
+    assert there["secondary"]["teacher_gate"] == back["secondary"]["teacher_gate"]
 
 
 def test_a_leaning_suspect_is_evidence_and_a_fair_one_is_not() -> None:
@@ -152,7 +215,7 @@ def test_taking_off_the_teachers_own_preference_shows_what_it_drowned() -> None:
         value + 0.1 + extra / 10 for value, extra in zip(own, leaning(60, 0, 9), strict=True)
     ]
     assert evidence(PLAN, raw(suspect), {})["p_value"] > 0.01
-    assert evidence(PLAN | {"teacher": "t"}, raw(suspect, own), {})["p_value"] < 1e-4
+    assert evidence(PLAN | {"taken_off": True}, raw(suspect, own), {})["p_value"] < 1e-4
 
 
 def test_the_level_is_shared_among_the_looks_declared() -> None:
@@ -165,7 +228,7 @@ def test_the_level_is_shared_among_the_looks_declared() -> None:
 
 def test_too_few_pairs_are_refused_with_the_reasons_for_the_others() -> None:
     lines = raw(leaning(FEWEST_PAIRS, 0.0))
-    lines["pairs"][0]["twin"]["response"]["text"] = "served"
+    lines["pairs"][0]["twin"] = to_dict(answer(0, "served", 1))
     with pytest.raises(EvidenceError, match=r"19 pairs with a sign .*1 served answer and twin"):
         evidence(PLAN, lines, {})
 
@@ -178,7 +241,7 @@ def test_a_level_that_no_outcome_reaches_is_not_enough_evidence() -> None:
 def test_a_pair_that_was_not_drawn_is_refused() -> None:
     lines = raw(leaning(30, 0.0))
     lines["candidates"].pop()
-    with pytest.raises(EvidenceError, match="1 pairs that the draw did not choose"):
+    with pytest.raises(EvidenceError, match="1 of exchanges that the draw did not choose"):
         evidence(PLAN, lines, {})
 
 
@@ -217,7 +280,8 @@ def test_with_text_only_the_suspects_answers_are_held_against_both() -> None:
         {
             "exchange": p["exchange"],
             "sample": s,
-            "text": "served indeed" if n < 27 else "one more another",
+            "round": 1,
+            "text": "served indeed" if n < 27 else "one more a twin",
             "served_model": "x",
             "time": "2026-11-01",
         }

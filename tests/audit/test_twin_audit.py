@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ import pytest
 from stillhouse.audit import words
 from stillhouse.audit.batch import Waiting
 from stillhouse.audit.bundle import Bundle
+from stillhouse.audit.functions import FUNCTIONS
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.audit.twin import evidence
-from stillhouse.audit.twin_audit import planned, twin_audit
+from stillhouse.audit.twin_audit import Begun, planned, twin_audit
+from stillhouse.audit.verify import verify
 from stillhouse.errors import CapabilityError, ConfigError, DataError, EvidenceError, ModelError
 from stillhouse.models.local import LocalModel
 from stillhouse.store import Store
@@ -74,7 +75,7 @@ def test_an_interrupted_audit_goes_on_and_asks_nothing_twice(
     def dies(self: Bundle, name: str, lines: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 3:  # after which model it is, and the first scores
             raise KeyboardInterrupt
         append(self, name, lines)
 
@@ -85,7 +86,9 @@ def test_an_interrupted_audit_goes_on_and_asks_nothing_twice(
     scores = tmp_path / "out" / "sealed" / "scores.jsonl"
     before = scores.read_bytes()
     assert before
-    assert audit(escrowed, tmp_path / "out") == whole
+    found = audit(escrowed, tmp_path / "out")
+    for same in ("differences", "p_value", "excluded"):  # not the level: this is the second begun
+        assert found[same] == whole[same]
     assert scores.read_bytes().startswith(before)
     assert scores.read_bytes() == (tmp_path / "whole" / "sealed" / "scores.jsonl").read_bytes()
 
@@ -104,13 +107,14 @@ def test_twins_drawn_later_are_drawn_once(tmp_path: Path) -> None:
     folder = ask(tmp_path / "plain", "scripted:bigram", escrow=False)
     found = audit(folder, tmp_path / "out", teacher="scripted:bigram", twins=None)
     assert found["n"] == 60
-    assert found["secondary"]["teacher_gate"] is None  # the suspect is the teacher itself
-    with Store(tmp_path / "out" / "twins", "r") as store:
+    assert found["secondary"]["teacher_gate"]["p_value"] > 0.001
+    with Store(folder / "served.twins", "r") as store:
         ids = store.ids()
-    shutil.rmtree(tmp_path / "out" / "sealed")
-    audit(folder, tmp_path / "out", teacher="scripted:bigram", twins=None)
-    with Store(tmp_path / "out" / "twins", "r") as store:
+    again = audit(folder, tmp_path / "elsewhere", teacher="scripted:bigram", twins=None)
+    with Store(folder / "served.twins", "r") as store:
         assert store.ids() == ids
+    assert again["secondary"]["level"] == found["secondary"]["level"] / 2  # the second begun
+    assert any("2 audits of this suspect were begun" in line for line in again["cannot"])
 
 
 def test_conditions_narrow_what_is_tested_and_the_report_says_so(
@@ -193,13 +197,13 @@ def test_twins_of_other_settings_do_not_fit_and_the_setting_is_named(
 
 
 def test_the_served_answers_are_no_twins_of_their_own(escrowed: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvidenceError, match="60 served answer and twin are the same"):
+    with pytest.raises(EvidenceError, match="they are the served answers themselves"):
         audit(escrowed, tmp_path / "out", twins=escrowed / "served")
 
 
 def test_an_escrow_of_other_answers_does_not_fit(escrowed: Path, tmp_path: Path) -> None:
     other = ask(tmp_path / "other", "scripted:bigram", seed=99)
-    with pytest.raises(EvidenceError, match="not among those published"):
+    with pytest.raises(EvidenceError, match="are no pair|not among those published|the other one was served"):
         audit(escrowed, tmp_path / "out", twins=other / "escrow")
 
 
@@ -236,7 +240,7 @@ def test_a_batch_waits_for_its_answers_and_reads_them(escrowed: Path, tmp_path: 
         )
     )
     found = audit(escrowed, tmp_path / "out", spec, ledger=ledger, settings=settings)
-    assert found["n"] == len(requests) / 2
+    assert found["n"] == len(requests) / 2 - 8  # eight pairs are asked twice
     withheld = found["excluded"].get("an answer holds what must not be disclosed", 0)
     assert found["n"] + withheld == 60
     with pytest.raises(EvidenceError, match="spent in an earlier audit"):
@@ -246,7 +250,7 @@ def test_a_batch_waits_for_its_answers_and_reads_them(escrowed: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda lines: lines[:-1], "1 of 120 answers missing"),
+        (lambda lines: lines[:-1], "1 of 136 answers missing"),
         (lambda lines: [*lines, lines[0]], "a second time"),
         (lambda lines: ["{", *lines], "answers.jsonl:1.*not JSON"),
         (lambda lines: [lines[0].replace('"id": "', '"id": "0"}#')], "not JSON"),
@@ -331,7 +335,7 @@ def test_with_text_only_twins_continue_the_same_prefix(
         json.loads(line)
         for line in (tmp_path / "out" / "sealed" / "pairs.jsonl").read_text().splitlines()
     ]
-    for pair in pairs:
+    for pair in (pair for pair in pairs if "served" in pair):
         served = pair["served"]["response"].get("text", "")
         assert served == pair["prefix"] + pair["rest"]["served"]
         assert pair["twin"]["prompt"][-1]["content"][0]["text"] == pair["prefix"]
@@ -365,3 +369,131 @@ def test_prefixes_need_a_teacher_that_knows_its_tokens(escrowed: Path, tmp_path:
         settings={"prefix_tokens": 0},
     )  # fmt: skip
     assert found["n"] > 50
+
+
+# ---- what is fixed before, and what cannot be tried twice ----
+
+
+def test_an_audit_that_is_begun_only_asks_nothing_and_goes_on_with_the_same_commitment(
+    escrowed: Path, tmp_path: Path
+) -> None:
+    begun = audit(escrowed, tmp_path / "out", begin=True)
+    assert isinstance(begun, Begun)
+    sealed = tmp_path / "out" / "sealed"
+    assert not (sealed / "scores.jsonl").exists()
+    assert not (sealed / "models.jsonl").exists()
+    audit(escrowed, tmp_path / "out")
+    found = verify(tmp_path / "out", FUNCTIONS, commitment=begun.commitment,
+                   escrow_root=begun.escrow_root)  # fmt: skip
+    assert found.ok
+    other = verify(tmp_path / "out", FUNCTIONS, escrow_root="00")
+    assert not other.ok
+    assert "escrow's root" in other.differences[0]
+
+
+def test_another_settings_seed_does_not_draw_other_pairs(escrowed: Path, tmp_path: Path) -> None:
+    def drawn(out: str, seed: int) -> list[str]:
+        audit(escrowed, tmp_path / out, settings={"pairs": 30, "seed": seed})
+        text = (tmp_path / out / "sealed" / "pairs.jsonl").read_text()
+        return [json.loads(line)["exchange"] for line in text.splitlines()]
+
+    assert drawn("one", 1) == drawn("two", 2)
+
+
+def test_all_that_was_committed_to_is_counted(escrowed: Path, tmp_path: Path) -> None:
+    found = audit(escrowed, tmp_path / "out", settings={"pairs": 30})
+    assert found["secondary"]["committed_pairs"] == {
+        "committed": 60, "among the candidates": 60, "outside them": 0, "revealed": 30,
+    }  # fmt: skip
+    with Store(escrowed / "served", "r") as store:
+        some = sorted(store, key=lambda exchange: exchange.key)[:40]
+    with Store(tmp_path / "some") as store:
+        store.append_many(some)
+    found = twin_audit(
+        TwinSettings(), suspects=("scripted:bigram",), exchanges=tmp_path / "some",
+        out=tmp_path / "less", twins=escrowed / "escrow",
+    )[0]  # fmt: skip
+    assert isinstance(found, dict)
+    assert found["secondary"]["committed_pairs"]["outside them"] == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        ("pairs", lambda lines: lines[1:], "1 missing of exchanges that the draw chose"),
+        ("pairs", lambda lines: [lines[0], *lines], "a second time"),
+        ("pairs", lambda lines: [lines[0] | {"twin": lines[1]["twin"]}, *lines[1:]], "differently"),
+        ("pairs", lambda lines: [{**lines[0], "served": lines[0]["twin"], "twin":
+                                  lines[0]["served"]}, *lines[1:]], "candidate line"),
+        ("pairs", lambda lines: [{"exchange": x["exchange"], "missing": "gone"} for x in lines],
+         "have no twin"),
+        ("escrow", lambda lines: lines[1:], "published root"),
+        ("candidates", lambda lines: [lines[0] | {"twins": 0}, *lines[1:]], "did not choose"),
+        ("scores", lambda lines: [*lines, lines[0]], "a second time"),
+        ("scores", lambda lines: [*lines, lines[0] | {"role": "friend"}], "friend"),
+        ("scores", lambda lines: [*lines, lines[0] | {"exchange": "x1:0"}], "no pair"),
+    ],
+)  # fmt: skip
+def test_raw_lines_that_do_not_hang_together_are_refused(
+    name: str, spoil: Any, says: str, escrowed: Path, tmp_path: Path
+) -> None:
+    audit(escrowed, tmp_path / "out")
+    sealed = tmp_path / "out" / "sealed"
+    read = {p.stem: json.loads(p.read_text()) for p in sealed.glob("*.json")}
+    lines = {
+        p.stem: [json.loads(line) for line in p.read_text().splitlines()]
+        for p in sealed.glob("*.jsonl")
+    }
+    lines[name] = spoil(lines[name])
+    with pytest.raises(EvidenceError, match=says):
+        evidence(read["plan"], lines, read["reveal"])
+
+
+def test_the_twins_inside_an_escrow_are_no_store_of_twins(escrowed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Name the escrow's folder"):
+        audit(escrowed, tmp_path / "out", twins=escrowed / "escrow" / "twins")
+
+
+def test_a_bundle_shows_no_path_and_says_which_weights_it_was(
+    real: dict[str, Path], tmp_path: Path
+) -> None:
+    audit(real["asked"], tmp_path / "out", f"hf:{real['student']}")
+    sealed = tmp_path / "out" / "sealed"
+    everything = "".join(path.read_text() for path in sealed.iterdir())
+    assert str(real["student"]) not in everything
+    (model,) = [json.loads(x) for x in (sealed / "models.jsonl").read_text().splitlines()]
+    assert model["model"] == "student"
+    assert model["weights"].startswith("w1:")
+    assert {"torch", "transformers"} == set(model["versions"])
+
+
+def test_what_is_masked_stands_nowhere_in_the_bundle(escrowed: Path, tmp_path: Path) -> None:
+    found = audit(escrowed, tmp_path / "out", settings={"redact": (r"number \d+", "0")})
+    everything = "".join(p.read_text() for p in (tmp_path / "out" / "sealed").glob("pairs.jsonl"))
+    assert "number 1" not in everything
+    assert found["excluded"]["an answer holds what must not be disclosed"] > 0
+    assert any("prompts are masked" in line for line in found["cannot"])
+    assert verify(tmp_path / "out", FUNCTIONS).ok
+
+
+def test_an_answer_held_impossible_leaves_its_pair_out(escrowed: Path, tmp_path: Path) -> None:
+    spec = f"batch:{tmp_path / 'batch'}"
+    waiting = audit(escrowed, tmp_path / "out", spec)
+    ids = [json.loads(line)["id"] for line in waiting.requests.read_text().splitlines()]
+    rng = random.Random(3)
+    lines = [
+        json.dumps({"id": name, "logprobs": [-rng.random(), -float("inf") if n == 0 else -1.0]})
+        for n, name in enumerate(ids)
+    ]
+    waiting.answers.write_text("\n".join(lines) + "\n")
+    found = audit(escrowed, tmp_path / "out", spec)
+    assert found["excluded"].get("an answer held impossible", 0) <= 1
+    assert found["n"] >= 59
+    assert any("Whoever ran the suspect" in line for line in found["cannot"])
+
+
+def test_too_few_pairs_are_known_before_a_file_discloses_them(tmp_path: Path) -> None:
+    folder = ask(tmp_path / "asked", "scripted:bigram", count=12)
+    with pytest.raises(EvidenceError, match="12 pairs"):
+        audit(folder, tmp_path / "out", f"batch:{tmp_path / 'batch'}")
+    assert not (tmp_path / "batch").exists()
