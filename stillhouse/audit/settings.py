@@ -33,8 +33,8 @@ class TwinSettings(Settings):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Level at or below which a p-value is called evidence."""
     looks: Count = 1
-    """Tests of this family, declared beforehand; the level is divided by it. Suspects given
-    together are counted by themselves."""
+    """Tests of this family, declared beforehand; the level is divided by it, or by how many audits
+    of the suspect were begun where these are more. Suspects given together count by themselves."""
     samples: Count = 4
     """Answers drawn from a suspect that gives text only, for each exchange."""
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
@@ -46,7 +46,8 @@ class TwinSettings(Settings):
     """Regular expressions: what they match in prompts is masked, and pairs in which either answer
     matches are withheld, before anything is written or asked."""
     seed: int = 7
-    """Of the draw of exchanges and of the suspect's answers. Twins have a seed of their own."""
+    """Of the suspect's answers. The draw of exchanges has none that could be tried: it follows from
+    the escrow's root or from the store; twins have one of their own."""
 
 
 class WatermarkSettings(Settings):
