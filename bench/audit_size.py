@@ -141,22 +141,30 @@ def sample_draws(options: argparse.Namespace, asked: list[tuple[Message, ...]]) 
     return path
 
 
-def score_draws(name: str, spec: str, draws: list[dict[str, Any]], work: Path) -> Path:
-    """`scores-NAME.jsonl`: mean log-probability of each answer, in the order of `draws.jsonl`."""
+def score_draws(name: str, spec: str, draws: list[dict[str, Any]], work: Path) -> list[float]:
+    """Mean log-probability of each answer, in the order of `draws.jsonl`.
+
+    Kept in `scores-NAME.jsonl`, a prompt after another: a prompt is read once for all its answers.
+    """
     path = work / f"scores-{name}.jsonl"
-    done = len(read(path))
-    if done >= len(draws):
-        return path
-    with open_suspect(spec) as model:
-        for first in range(done, len(draws), 500):
-            block = [from_dict(x["exchange"]) for x in draws[first : first + 500]]
-            means = [0.0] * len(block)
-            for at, columns in model.score(block):
-                means[at] = float(np.mean(columns.chosen, dtype=np.float64))
-            with path.open("a") as file:
-                file.writelines(json.dumps(mean) + "\n" for mean in means)
-            say(f"{name}: {first + len(block)} of {len(draws)} answers scored")
-    return path
+    found = {at: mean for line in read(path) for at, mean in line}
+    by_prompt: dict[int, list[int]] = {}
+    for at, line in enumerate(draws):
+        if at not in found:
+            by_prompt.setdefault(line["prompt"], []).append(at)
+    if by_prompt:
+        with open_suspect(spec) as model:
+            for prompt, places in sorted(by_prompt.items()):
+                block = [from_dict(draws[at]["exchange"]) for at in places]
+                means = [
+                    (places[at], float(np.mean(columns.chosen, dtype=np.float64)))
+                    for at, columns in model.score(block)
+                ]
+                with path.open("a") as file:
+                    file.write(json.dumps(means) + "\n")
+                found |= dict(means)
+                say(f"{name}: prompt {prompt + 1} of {len(by_prompt)} scored")
+    return [found[at] for at in range(len(draws))]
 
 
 def own_answers(name: str, spec: str, asked: list[tuple[Message, ...]], options: Any) -> list[Any]:
@@ -279,13 +287,10 @@ def main() -> None:
     }
     draws = read(sample_draws(options, asked))[: 2 * options.pairs * options.draws]
     size, result = 2 * options.pairs, {}
-    own = read(
-        score_draws("teacher itself".replace(" ", "-"), options.teacher, draws, options.work)
-    )
+    own = score_draws("teacher-itself", options.teacher, draws, options.work)
     for name, spec in suspects.items():
         slug = "".join(c if c.isalnum() else "-" for c in name)
-        scores = own if spec == options.teacher else read(
-            score_draws(slug, spec, draws, options.work))  # fmt: skip
+        scores = own if spec == options.teacher else score_draws(slug, spec, draws, options.work)
         teacher = None if spec == options.teacher else own
         said = own_answers(slug, spec, asked, options)
         rows = {
