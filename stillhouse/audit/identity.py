@@ -73,7 +73,11 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
     controls, left_out = _controls(plan, models)
     rank = _rank(share["value"], [models[name]["neutral"]["claimed"]["value"] for name in controls])
     refusal = _refusal(plan, claims, suspect)
-    verdict = _verdict(plan, suspect, rank, refusal)
+    unseen = any(
+        line["role"] == "suspect" and line["prompt_is"] == "unseen"
+        for line in lines.get("models", ())
+    )
+    verdict = _verdict(plan, suspect, rank, refusal, unseen=unseen)
     mixed = len(suspect["served_models"]) > 1
     if mixed or verdict in (words.REFUSED, words.NOT_ENOUGH):
         rank["p_value"] = None
@@ -302,12 +306,16 @@ def _refusal(plan: Mapping[str, Any], claims: Claims, suspect: Mapping[str, Any]
 
 
 def _verdict(
-    plan: Mapping[str, Any], suspect: Mapping[str, Any], rank: Row, refusal: str | None
-) -> str:
+    plan: Mapping[str, Any], suspect: Mapping[str, Any], rank: Row, refusal: str | None,
+    *, unseen: bool,
+) -> str:  # fmt: skip
+    """The verdict; `unseen`: a provider may have put the name into a prompt that nobody saw."""
     if refusal:
         return words.REFUSED
     if not _answered_enough(plan, suspect):
         return words.NOT_ENOUGH
     if len(suspect["served_models"]) > 1 or rank["controls"] < CONTROLS_FOR_LEVEL:
         return words.REPORTED
-    return words.EVIDENCE if rank["p_value"] <= LEVEL else words.NONE_FOUND
+    if rank["p_value"] > LEVEL:
+        return words.NONE_FOUND
+    return words.REPORTED if unseen else words.EVIDENCE

@@ -289,6 +289,16 @@ def test_an_endpoint_may_add_a_prompt_of_its_own_and_the_evidence_says_so():
     assert "nothing was put before" in evidence(plan, lines, {})["access"]
 
 
+def test_a_name_behind_a_prompt_nobody_saw_is_reported_only():
+    """A provider's own prompt may have given it, however many controls do not say it."""
+    says = {"suspect": always("I am ChatGPT.")}
+    plan = plan_with(19)
+    lines = lines_of(plan, says, prompt={"suspect": "user: [question]"})
+    assert evidence(plan, lines, {})["verdict"] == words.EVIDENCE
+    lines["models"][0] |= {"prompt": None, "prompt_is": "unseen", "endpoint": "http://h/v1"}
+    assert evidence(plan, lines, {})["verdict"] == words.REPORTED
+
+
 def test_an_endpoint_that_changes_its_model_is_not_ranked():
     plan = plan_with(CONTROLS_FOR_LEVEL)
     lines = lines_of(plan, {"suspect": always("I am ChatGPT.")})
