@@ -203,9 +203,7 @@ def test_the_served_answers_are_no_twins_of_their_own(escrowed: Path, tmp_path: 
 
 def test_an_escrow_of_other_answers_does_not_fit(escrowed: Path, tmp_path: Path) -> None:
     other = ask(tmp_path / "other", "scripted:bigram", seed=99)
-    with pytest.raises(
-        EvidenceError, match="are no pair|not among those published|the other one was served"
-    ):
+    with pytest.raises(EvidenceError, match=r"no pair|not among those|other one was"):
         audit(escrowed, tmp_path / "out", twins=other / "escrow")
 
 
