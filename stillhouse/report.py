@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -388,8 +389,12 @@ def _duration(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters shown as their symbols; nothing is dropped."""
-    return "".join(
-        chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else "\u2421" if c == "\x7f" else c
-        for c in text
-    )
+    """The text with control characters shown as symbols, and marks that turn writing as numbers."""
+    return _HIDDEN.sub(lambda found: _symbol(ord(found[0])), text)
+
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+
+
+def _symbol(code: int) -> str:
+    return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"<{code:04X}>"

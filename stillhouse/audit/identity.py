@@ -52,8 +52,7 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
         reveal: nothing is secret here.
 
     Raises:
-        EvidenceError: lines that do not fit the plan, or fewer than two neutral questions that the
-            suspect answered.
+        EvidenceError: lines that do not fit, or fewer than two neutral questions answered.
     """
     del reveal
     rows = readings(plan, lines)
@@ -73,11 +72,7 @@ def evidence(plan: Mapping[str, Any], lines: Lines, reveal: Mapping[str, Any]) -
     controls, left_out = _controls(plan, models)
     rank = _rank(share["value"], [models[name]["neutral"]["claimed"]["value"] for name in controls])
     refusal = _refusal(plan, claims, suspect)
-    unseen = any(
-        line["role"] == "suspect" and line["prompt_is"] == "unseen"
-        for line in lines.get("models", ())
-    )
-    verdict = _verdict(plan, suspect, rank, refusal, unseen=unseen)
+    verdict = _verdict(plan, suspect, rank, refusal, unseen=_unseen(lines))
     mixed = len(suspect["served_models"]) > 1
     if mixed or verdict in (words.REFUSED, words.NOT_ENOUGH):
         rank["p_value"] = None
@@ -305,11 +300,16 @@ def _refusal(plan: Mapping[str, Any], claims: Claims, suspect: Mapping[str, Any]
     return None
 
 
+def _unseen(lines: Lines) -> bool:
+    """Whether a provider may have put a prompt before the suspect's questions that nobody saw."""
+    own = (line for line in lines.get("models", ()) if line["role"] == "suspect")
+    return any(line["prompt_is"] == "unseen" for line in own)
+
+
 def _verdict(
     plan: Mapping[str, Any], suspect: Mapping[str, Any], rank: Row, refusal: str | None,
     *, unseen: bool,
 ) -> str:  # fmt: skip
-    """The verdict; `unseen`: a provider may have put the name into a prompt that nobody saw."""
     if refusal:
         return words.REFUSED
     if not _answered_enough(plan, suspect):
