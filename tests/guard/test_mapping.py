@@ -1,0 +1,176 @@
+"""Anybody's JSONL, CSV and Parquet, read by a mapping that says what the columns mean."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stillhouse.errors import ConfigError, DataError
+from stillhouse.guard.ingest import Ingested
+from stillhouse.guard.mapping import FIELDS, MappingSettings, load_mapping
+from tests.guard.log_lines import START, text
+
+Take = Callable[..., Ingested]
+Rows = Callable[..., list[dict[str, Any]]]
+
+COLUMNS = {
+    "account": ["who.key", "fallback"], "time": "at", "messages": "prompt", "request": "rid",
+    "input_tokens": "tin", "temperature": "temp", "address": "who.ip", "model": "m",
+}  # fmt: skip
+
+
+def row(number: int) -> dict[str, Any]:
+    return {
+        "who": {"key": f"k{number % 3}", "ip": "10.0.0.1"}, "at": int((START + number) * 1000),
+        "prompt": f"{text(number)}, \"quoted\"\nsecond line", "rid": f"r{number}", "tin": 5,
+        "temp": 0.5, "m": "big", "unused": [1],
+    }  # fmt: skip
+
+
+def mapping(tmp_path: Path, **more: Any) -> MappingSettings:
+    path = tmp_path / "mapping.yaml"
+    path.write_text(json.dumps({"columns": COLUMNS, "time_unit": "ms", **more}))  # JSON is YAML
+    return load_mapping(path)
+
+
+def check(found: list[dict[str, Any]]) -> None:
+    assert [r["account"] for r in found] == [f"k{n % 3}" for n in range(len(found))]
+    assert found[1]["time"] == datetime.fromtimestamp(START + 1, UTC)
+    assert (found[0]["input_tokens"], found[0]["temperature"]) == (5, 0.5)
+    assert found[0]["turn_bytes"] == len(row(0)["prompt"])
+    assert found[0]["network"] != 0
+    assert len({r["request"] for r in found}) == len(found)
+
+
+def test_jsonl_by_mapping(tmp_path: Path, take: Take, rows: Rows) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row(n)) + "\n" for n in range(9)))
+    take(tmp_path / "a.jsonl", mapping=mapping(tmp_path))
+    check(rows())
+
+
+def flat(number: int) -> dict[str, Any]:
+    nested = row(number)
+    return {**nested, "who": json.dumps(nested["who"]), "unused": None}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_csv_by_mapping(tmp_path: Path, take: Take, rows: Rows, packed: bool) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(flat(0)), delimiter=";")
+        writer.writeheader()
+        writer.writerows(flat(n) for n in range(9))
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    take(path, mapping=mapping(tmp_path, format="csv", delimiter=";"))
+    check(rows())
+
+
+def test_a_csv_that_grew_is_read_on(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path, how = tmp_path / "a.csv", mapping(tmp_path, format="csv")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(flat(0)))
+        writer.writeheader()
+        writer.writerows(flat(n) for n in range(5))
+    take(path, mapping=how)
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, list(flat(0))).writerows(flat(n) for n in range(5, 9))
+    done = take(path, mapping=how)
+    assert (done.events, done.duplicates) == (4, 0)
+    check(rows())
+
+
+def test_bad_rows_of_a_csv_are_counted(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"who,at\nk1,1762000000\n\nk2\nk3,soon\nk\xff,1762000000\nk4,1762000001\n"
+        b'k5,"1762000001"x\nk6,1762000002\n'
+    )
+    how = MappingSettings(format="csv", columns={"account": "who", "time": "at"})
+    done = take(path, mapping=how, max_bad_share=1)
+    assert [r["account"] for r in rows("account")] == ["k1", "k4", "k6"]
+    assert done.rejects == {
+        "another number of columns than the header's": 1, "time unreadable": 1,
+        "not UTF-8, or too long": 1, "no CSV": 1,
+    }  # fmt: skip
+
+
+def test_parquet_by_mapping(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([row(n) for n in range(9)]), path)
+    how = mapping(tmp_path, format="parquet")
+    take(path, mapping=how)
+    check(rows())
+    assert [r["offset"] for r in rows("offset")] == list(range(9))
+    assert take(path, mapping=how).events == 0
+
+
+def test_parquet_times_may_be_timestamps(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path = tmp_path / "a.parquet"
+    when = datetime(2025, 11, 1, 12, tzinfo=UTC)
+    pq.write_table(pa.table({"who": ["k"], "at": pa.array([when])}), path)
+    take(path, mapping=MappingSettings(format="parquet", columns={"account": "who", "time": "at"}))
+    assert rows("time") == [{"time": when}]
+
+
+def test_a_column_that_is_not_there_is_an_error(tmp_path: Path, take: Take) -> None:
+    how = {"columns": {"account": "who", "time": "whenn"}}
+    (tmp_path / "a.csv").write_text("who,when\nk,1762000000\n")
+    with pytest.raises(DataError, match="no column 'whenn', mapped to 'time'"):
+        take(tmp_path / "a.csv", mapping=MappingSettings(format="csv", **how))
+    pq.write_table(pa.table({"who": ["k"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no column 'whenn'"):
+        take(tmp_path / "a.parquet", mapping=MappingSettings(format="parquet", **how))
+
+
+def test_a_damaged_parquet_file_is_an_error(tmp_path: Path, take: Take) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="a whole Parquet file"):
+        take(tmp_path / "a.parquet", mapping=mapping(tmp_path, format="parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("columns: {account: a, time: t, acount: b}", "no such field.*Did you mean 'account'"),
+        ("columns: {account: a}", "no column for 'time'"),
+        ("colums: {account: a, time: t}", "no 'columns'"),
+        ("columns: {account: a, time: t}\nformatt: csv", "Did you mean 'format'"),
+        ("columns: {account: a, time: t}\ndelimiter: ';;'", "one character"),
+        ("columns: {account: a, time: t}\nformat: xml", "jsonl"),
+        ("- 1", "no keys"), ("{", "a YAML file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_mapping_is_an_error(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "m.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        load_mapping(tmp_path / "m.yaml")
+
+
+def test_a_missing_mapping_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_mapping(tmp_path / "none.yaml")
+
+
+def test_every_field_can_be_mapped(tmp_path: Path, take: Take, rows: Rows) -> None:
+    given = {name: f"column {name}" for name in FIELDS}
+    values: dict[str, Any] = dict.fromkeys(given.values(), "7")
+    values |= {
+        "column time": START, "column messages": '[{"role": "user", "content": "hello there"}]',
+        "column tools": '[{"name": "f"}]', "column parameters": '{"seed": 1, "top_k": 4}',
+        "column address": "10.1.2.3", "column signup": "2025-01-01",
+    }  # fmt: skip
+    (tmp_path / "a.jsonl").write_text(json.dumps(values) + "\n")
+    take(tmp_path / "a.jsonl", mapping=MappingSettings(columns=given))
+    [found] = rows()
+    empty = {name for name, value in found.items() if not value}
+    assert empty <= {"turns", "file", "offset"}
