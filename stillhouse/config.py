@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -31,6 +31,7 @@ __all__ = [
     "fingerprint",
     "load_recipe",
     "make",
+    "read_yaml",
 ]
 
 S = TypeVar("S", bound="Settings")
@@ -291,11 +292,43 @@ def _config_error(kind: type[Settings], problem: ValidationError, where: str) ->
 def _known_keys(kind: type[Settings], path: list[str]) -> list[str]:
     """The setting names at a place inside nested settings."""
     for part in path:
+        if part.isdecimal():  # a place in a list: its entries' keys are known already
+            continue
         inner = kind.model_fields[part].annotation if part in kind.model_fields else None
+        if get_origin(inner) is tuple:
+            inner = get_args(inner)[0]
         if not (isinstance(inner, type) and issubclass(inner, Settings)):
             break
         kind = inner
     return list(kind.model_fields)
+
+
+def read_yaml(path: Path, what: str, example: str) -> dict[str, Any]:
+    """The settings in a YAML file, unchecked; `what` names the file's kind in errors.
+
+    Raises:
+        ConfigError: no such file, not readable, not YAML, or no mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            str(path), "no such file", f"{what} in YAML",
+            f"Check the path; {example} is one to start from",
+        ) from None  # fmt: skip
+    except (OSError, UnicodeDecodeError) as problem:
+        readable = what.replace("a ", "a readable ", 1)
+        raise ConfigError(str(path), str(problem), readable, "Check the path") from None
+    except yaml.YAMLError as problem:
+        found = " ".join(str(problem).split())
+        raise ConfigError(
+            str(path), found, f"{what} in YAML", "Correct the line named"
+        ) from None  # fmt: skip
+    if not isinstance(data, dict):
+        raise ConfigError(
+            str(path), f"{data!r:.60}", "settings as `key: value`", f"Write {what}"
+        )  # fmt: skip
+    return data
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -308,23 +341,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: no such file, not YAML, an unknown key, a wrong value, an override that is not
         `key=value`.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            str(path),
-            "no such file",
-            "a recipe in YAML",
-            "Check the path; examples/quickstart.yaml is one to start from",
-        ) from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(str(path), str(problem), "a readable recipe", "Check the path") from None
-    except yaml.YAMLError as problem:
-        raise ConfigError(
-            str(path), " ".join(str(problem).split()), "a recipe in YAML", "Correct the line named"
-        ) from None
-    if not isinstance(data, dict):
-        raise ConfigError(str(path), f"{data!r:.60}", "settings as `key: value`", "Write a recipe")
+    data = read_yaml(path, "a recipe", "examples/quickstart.yaml")
     recipe = make(Recipe, data, where=str(path), base=path.parent)
     merged = recipe.model_dump(exclude_unset=True)
     overrides = list(overrides)

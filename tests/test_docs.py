@@ -15,6 +15,7 @@ import pytest
 
 from stillhouse.audit.settings import IdentitySettings, TwinSettings, WatermarkSettings
 from stillhouse.config import Recipe, Settings
+from stillhouse.guard.simulate_settings import CampaignSettings, SimulateSettings
 from tests.exchange_page import PAGE, fresh_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,8 @@ def type_words(hint: object) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin is typing.Annotated:
         return type_words(arguments[0])
+    if origin is dict:
+        return f"map of {type_words(arguments[0])} to {type_words(arguments[1])}"
     if origin is tuple:
         return f"list of {type_words(arguments[0])}"
     if arguments:
@@ -104,7 +107,7 @@ def settings_page(head: list[str], kinds: dict[str, type[Settings]]) -> str:
             lines.append(f"| {' | '.join(row)} |")
         lines.append("")
         for annotation, name in inner:
-            section(annotation, f"`{name}`", f"{name}.")
+            section(annotation, f"`{prefix}{name}`", f"{prefix}{name}.")
 
     for title, kind in kinds.items():
         section(kind, title, "")
@@ -116,9 +119,26 @@ AUDITS = {
     "`stillhouse audit watermark`": WatermarkSettings,
     "`stillhouse audit identity`": IdentitySettings,
 }
+RANGE = {"A range": SimulateSettings, "Each of its `campaigns`": CampaignSettings}
+
+
+def range_page() -> str:
+    """`docs/guard-simulate-settings.md`, made from the settings classes."""
+    return settings_page(
+        [
+            "# Settings of a simulated range", "",
+            "Made from `stillhouse/guard/simulate_settings.py` by `make docs`. Keys of a spec for",
+            "`stillhouse guard simulate SPEC.yaml --out DIR`; unknown ones are refused. What they",
+            "mean: [guard-simulate.md](guard-simulate.md).",
+        ],
+        RANGE,
+    )  # fmt: skip
+
+
 GENERATED = {
     ROOT / "docs" / "recipe.md": recipe_page,
     ROOT / "docs" / "audit-settings.md": audit_page,
+    ROOT / "docs" / "guard-simulate-settings.md": range_page,
     PAGE: fresh_page,
 }
 
@@ -137,7 +157,7 @@ def test_every_setting_is_explained() -> None:
             else:
                 assert explanations(kind).get(name), f"{kind.__name__}.{name} has no docstring"
 
-    for kind in (Recipe, *AUDITS.values()):
+    for kind in (Recipe, *AUDITS.values(), *RANGE.values()):
         check(kind)
 
 
