@@ -1,0 +1,290 @@
+"""Clusters of customers, found on one half of the days.
+
+    Population + frozen frequencies -> clusters: template keys and their sub-streams, or shared
+    infrastructure and its customers
+
+In: a population. Out: clusters that are worth a test: enough unrelated customers, enough events of
+the template in each, payloads that are not shared. All of that is looked at in the finding half.
+The sub-stream of a cluster is every event with one of its keys, so cover traffic is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sparse
+
+from stillhouse.guard.graph import communities, group_keys
+from stillhouse.guard.hashing import Hashes, Ints, distinct_per_group, mixed_with, run_starts
+from stillhouse.guard.keys import (
+    CONTENT,
+    INFRASTRUCTURE,
+    Frozen,
+    KeyTable,
+    event_keys,
+    shared_keys,
+)
+from stillhouse.guard.population import Population
+from stillhouse.guard.profiles import Streams
+from stillhouse.guard.settings import GuardSettings
+
+__all__ = ["Cluster", "find_clusters"]
+
+_FEWEST_OF_A_KEY = 3
+"""Customers of a key that may join a template: fewer are chance."""
+_SAME_PEOPLE = 0.4
+"""phi of the customers of two groups from which they are one."""
+_CARRYING = 0.05
+"""Share of a template's customers that a key of it has at least."""
+_PASSING = 0.1
+"""Share of the median of a template's regular customers below which a customer is a passer-by."""
+_LOOKUP = 1 << 22
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Customers that keys of one family link, and what they send under them."""
+
+    population: Population
+    family: str
+    """Which family found it: content or infrastructure."""
+    keys: KeyTable
+    events: Ints
+    """Rows of its events in both halves, ascending."""
+    benign: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """(keys,) benign customers of each key in the calibration."""
+
+    @cached_property
+    def customers(self) -> npt.NDArray[np.int32]:
+        """Who has at least one of its events."""
+        return np.unique(self.population.customer[self.events])
+
+    @cached_property
+    def streams(self) -> Streams:
+        """Its sub-streams in the testing half."""
+        return Streams(self.population, self.events)
+
+    @cached_property
+    def founders(self) -> int:
+        """Customers who have its events in the finding half."""
+        events = self.events[~self.population.testing[self.events]]
+        return max(1, len(np.unique(self.population.customer[events])))
+
+    @cached_property
+    def disjoint(self) -> float:
+        """Share of its payloads that one customer only sent; 0 where no text is known."""
+        whole = self.population.traffic.columns["whole"][self.events]
+        known = whole != 0
+        whole, who = whole[known], self.population.customer[self.events][known]
+        if not len(whole):
+            return 0.0
+        one = np.zeros(len(whole), dtype=np.int64)
+        sent = distinct_per_group(one, whole, 1)[0]
+        return float(sent / distinct_per_group(one, mixed_with(whole, who), 1)[0])
+
+
+def find_clusters(
+    population: Population, settings: GuardSettings, frozen: Frozen | None
+) -> list[Cluster]:
+    """Clusters by content, then by infrastructure, each by its own family alone."""
+    found: list[Cluster] = []
+    if "content" in settings.families:
+        found += _by_content(population, settings, frozen)
+    if "infrastructure" in settings.families:
+        found += _by_infrastructure(population, settings, frozen)
+    return found
+
+
+def _unknown(table: KeyTable, frozen: Frozen | None, settings: GuardSettings) -> KeyTable:
+    """Without the keys that benign customers are known to have."""
+    if frozen is None:
+        return table
+    most = max(1.0, settings.known_share * frozen.customers)
+    return table.chosen(frozen.of(table.keys) <= most)
+
+
+def _by_content(
+    population: Population, settings: GuardSettings, frozen: Frozen | None
+) -> list[Cluster]:
+    table = shared_keys(
+        population, CONTENT, ~population.testing, fewest=_FEWEST_OF_A_KEY, payloads=True
+    )
+    table = _unknown(table.chosen(table.disjoint >= settings.disjoint_share), frozen, settings)
+    if not len(table.keys):
+        return []
+    group = _grouped(table, population, settings, frozen)
+    table, group = _enough_customers(table, group, population, settings)
+    pairs = _cores(population, _events_of_groups(population, table, group), settings)
+    group, pairs = _joined(population, group, pairs, settings, frozen)
+    keys = _carrying(population, table, group, pairs)
+    table, group = table.chosen(keys), group[keys]
+    pairs = _cores(population, _events_of_groups(population, table, group), settings)
+    keep = _worth_testing(population, pairs, settings)
+    return _as_clusters(population, "content", table, group, pairs, keep, frozen)
+
+
+def _by_infrastructure(
+    population: Population, settings: GuardSettings, frozen: Frozen | None
+) -> list[Cluster]:
+    table = shared_keys(population, INFRASTRUCTURE, ~population.testing, fewest=_FEWEST_OF_A_KEY)
+    rare = table.customers <= settings.popular(population.customers)
+    table = _unknown(table.chosen(rare), frozen, settings)
+    if not len(table.keys):
+        return []
+    group = _grouped(table, population, settings, frozen)
+    table, group = _enough_customers(table, group, population, settings)
+    pairs = _events_of_groups(population, table, group)
+    group, pairs = _joined(population, group, pairs, settings, frozen)
+    keep = np.unique(group)
+    return _as_clusters(population, "infrastructure", table, group, pairs, keep, frozen)
+
+
+def _grouped(
+    table: KeyTable, population: Population, settings: GuardSettings, frozen: Frozen | None
+) -> npt.NDArray[np.int64]:
+    popular = _popular(table.customers, population, settings, frozen)
+    return group_keys(table, population.customers, settings.linked, popular, settings.seed)
+
+
+def _popular(
+    sizes: Ints, population: Population, settings: GuardSettings, frozen: Frozen | None
+) -> npt.NDArray[np.bool_]:
+    """Which keys or groups link to their like only; with a calibration what is popular is known to
+    it and was left out, and what it does not know is what is looked for.
+    """
+    if frozen is not None:
+        return np.zeros(len(sizes), dtype=np.bool_)
+    return sizes > settings.popular(population.customers)
+
+
+def _enough_customers(
+    table: KeyTable, group: npt.NDArray[np.int64], population: Population, settings: GuardSettings
+) -> tuple[KeyTable, npt.NDArray[np.int64]]:
+    """Only the keys of groups with enough customers."""
+    packed = group[table.pair_key].astype(np.int64) * population.customers + table.pair_customer
+    packed.sort()
+    of = packed[run_starts(packed)] // population.customers
+    enough = np.bincount(of, minlength=int(group.max()) + 1) >= settings.fewest_customers
+    keep = enough[group]
+    return table.chosen(keep), np.unique(group[keep], return_inverse=True)[1]
+
+
+def _events_of_groups(
+    population: Population, table: KeyTable, group: npt.NDArray[np.int64]
+) -> Hashes:
+    """Sorted (group << 32 | event) of both halves, each pair once."""
+    pieces: list[Hashes] = [np.zeros(0, dtype=np.uint64)]
+    for number, kind in enumerate(table.kinds):
+        ours = np.flatnonzero(table.kind == number)
+        if not len(ours):
+            continue
+        order = ours[np.argsort(table.keys[ours])]
+        known = table.keys[order]
+        may = np.zeros(_LOOKUP, dtype=np.bool_)
+        may[(known & np.uint64(_LOOKUP - 1)).astype(np.int64)] = True
+        keys = event_keys(population, kind, None)
+        rows = np.flatnonzero(may[(keys & np.uint64(_LOOKUP - 1)).astype(np.int64)])
+        at = np.minimum(np.searchsorted(known, keys[rows]), len(known) - 1)
+        hit = known[at] == keys[rows]
+        which = group[order[at[hit]]].astype(np.uint64)
+        pieces.append((which << np.uint64(32)) | rows[hit].astype(np.uint64))
+    packed = np.sort(np.concatenate(pieces))
+    return packed[run_starts(packed)]
+
+
+def _joined(
+    population: Population, group: npt.NDArray[np.int64], pairs: Hashes, settings: GuardSettings,
+    frozen: Frozen | None,
+) -> tuple[npt.NDArray[np.int64], Hashes]:  # fmt: skip
+    """Groups whose customers are the same people become one."""
+    groups = int(group.max()) + 1 if len(group) else 0
+    of = (pairs >> np.uint64(32)).astype(np.int64)
+    who = population.customer[(pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)].astype(np.int64)
+    packed = np.sort(who * groups + of) if groups else who
+    packed = packed[run_starts(packed)]
+    shape = (population.customers, max(groups, 1))
+    incidence = sparse.csr_matrix(
+        (np.ones(len(packed), dtype=np.float32), (packed // shape[1], packed % shape[1])), shape
+    )
+    sizes = np.bincount(packed % shape[1], minlength=shape[1])
+    popular = _popular(sizes, population, settings, frozen)
+    label = communities(incidence, sizes, _SAME_PEOPLE, popular, settings.seed)
+    again = (label[of].astype(np.uint64) << np.uint64(32)) | (pairs & np.uint64(0xFFFFFFFF))
+    again.sort()
+    return label[group].astype(np.int64), again[run_starts(again)]
+
+
+def _carrying(
+    population: Population, table: KeyTable, group: npt.NDArray[np.int64], pairs: Hashes
+) -> npt.NDArray[np.bool_]:
+    """(keys,) those that a twentieth of their group's customers have, or a quarter as many as its
+    largest key where that is less: phrases that three people happen to share fall off.
+    """
+    groups = int(group.max()) + 1 if len(group) else 0
+    of = (pairs >> np.uint64(32)).astype(np.int64)
+    who = population.customer[(pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)]
+    members = distinct_per_group(of, np.uint64(1) + who.astype(np.uint64), groups)
+    largest = np.zeros(groups, dtype=np.int64)
+    np.maximum.at(largest, group, table.customers)
+    return table.customers >= np.minimum(_CARRYING * members, largest / 4)[group]
+
+
+def _cores(population: Population, pairs: Hashes, settings: GuardSettings) -> Hashes:
+    """Only the events of customers who are at home in a group: who sent a phrase of it once, or a
+    tenth of what its customers usually send, is a passer-by. Counted in the finding half.
+    """
+    events = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    of = (pairs >> np.uint64(32)).astype(np.int64)
+    packed = of * population.customers + population.customer[events]
+    slots, at = np.unique(packed, return_inverse=True)
+    count = np.bincount(at[~population.testing[events]], minlength=len(slots))
+    home = slots // population.customers
+    regular = count >= settings.per_customer
+    order = np.lexsort((count, ~regular, home))  # regulars first, in order of their counts
+    groups = int(home.max()) + 1 if len(home) else 0
+    regulars = np.bincount(home[regular], minlength=groups)
+    first = np.searchsorted(home, np.arange(groups))
+    middle = count[order[np.minimum(first + regulars // 2, len(order) - 1)]]
+    core = regular & (count >= _PASSING * middle[home])
+    return pairs[core[at]]
+
+
+def _worth_testing(population: Population, pairs: Hashes, settings: GuardSettings) -> Ints:
+    """Groups with enough customers, events and unshared payloads in the finding half."""
+    events = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    finding = ~population.testing[events]
+    events, of = events[finding], (pairs[finding] >> np.uint64(32)).astype(np.int64)
+    groups = int(of.max()) + 1 if len(of) else 0
+    who = population.customer[events]
+    mixed = np.uint64(1) + who.astype(np.uint64)
+    customers = distinct_per_group(of, mixed, groups)
+    count = np.bincount(of, minlength=groups)
+    whole = population.traffic.columns["whole"][events]
+    known = whole != 0
+    sent = distinct_per_group(of[known], whole[known], groups)
+    owned = distinct_per_group(of[known], mixed_with(whole, who)[known], groups)
+    return np.flatnonzero(
+        (customers >= settings.fewest_customers)
+        & (count >= settings.per_customer * customers)
+        & (sent >= settings.disjoint_share * np.maximum(owned, 1))
+    )
+
+
+def _as_clusters(
+    population: Population, family: str, table: KeyTable, group: npt.NDArray[np.int64],
+    pairs: Hashes, keep: Ints, frozen: Frozen | None,
+) -> list[Cluster]:  # fmt: skip
+    of = (pairs >> np.uint64(32)).astype(np.int64)
+    found: list[Cluster] = []
+    for number in keep:
+        first, last = np.searchsorted(of, [number, number + 1])
+        keys = table.chosen(group == number)
+        cluster = Cluster(
+            population, family, keys, (pairs[first:last] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        )
+        known = frozen.of(keys.keys) if frozen is not None else np.zeros(0, dtype=np.int64)
+        found.append(replace(cluster, benign=known))
+    return found

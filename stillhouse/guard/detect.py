@@ -1,0 +1,145 @@
+"""The detector: events of a scan in, accounts and campaigns out.
+
+    read -> customers and halves -> clusters (finding half) -> tests (testing half) -> scores ->
+    p-values -> decisions
+
+In: a folder of events, settings, a calibration or none. Out: a `Scan`, or a `Calibration` where
+the traffic is known to be benign. Reports and files are written elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stillhouse.errors import ConfigError, nearest
+from stillhouse.guard.calibrate import Calibration
+from stillhouse.guard.clusters import find_clusters
+from stillhouse.guard.evidence import Evidence, weigh
+from stillhouse.guard.hashing import run_starts
+from stillhouse.guard.joining import join_wordings
+from stillhouse.guard.keys import CONTENT, INFRASTRUCTURE, Frozen, shared_keys
+from stillhouse.guard.membership import Membership, score_accounts
+from stillhouse.guard.population import Population, populate
+from stillhouse.guard.settings import FAMILIES, GuardSettings
+from stillhouse.guard.traffic import read_traffic
+from stillhouse.guard.verdict import Verdict, decide
+
+__all__ = ["Scan", "calibrate", "detect"]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a scan found."""
+
+    accounts: pa.Table
+    """account, events, score, p_value, campaign, decision; one row each, in order of names."""
+    campaigns: list[dict[str, Any]]
+    """Strongest first; see docs/guard-detector.md for the keys."""
+    substreams: pa.Table
+    """campaign, account, time, file, offset: where a campaign's events stand in the logs."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts, whether calibrated, expected false alarms a week, what was excused."""
+
+
+def detect(
+    events: Path,
+    settings: GuardSettings,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """Campaigns and account scores of the events in a folder.
+
+    Args:
+        events: the folder of parts that an ingest wrote.
+        settings: of the detector.
+        calibration: of benign traffic of the same window length; without one, p-values of accounts
+            are not known and the scan says so.
+        progress: told the name of each stage.
+
+    Raises:
+        ConfigError: an unknown evidence family, fewer than two, or a calibration under others.
+        DataError: events or calibration that cannot be used.
+        EvidenceError: too little to judge.
+    """
+    tell = progress or (lambda stage: None)
+    _check_families(settings)
+    population = _population(events, settings, tell)
+    if calibration is not None:
+        tell("fitting the calibration")
+        heads = shared_keys(population, CONTENT[:2], None, fewest=1)
+        calibration.check(population, heads.keys, settings)
+    weighed, membership = _judge(population, settings, calibration, tell)
+    tell("deciding")
+    verdict: Verdict = decide(population, weighed, membership, calibration, settings)
+    return Scan(verdict.accounts, verdict.campaigns, verdict.substreams, verdict.facts)
+
+
+def calibrate(
+    events: Path, settings: GuardSettings, progress: Progress | None = None
+) -> Calibration:
+    """A calibration from events that are known to be benign.
+
+    Raises:
+        ConfigError: an unknown evidence family, or fewer than two.
+        DataError: events that cannot be used.
+        EvidenceError: too few accounts.
+    """
+    tell = progress or (lambda stage: None)
+    _check_families(settings)
+    population = _population(events, settings, tell)
+    weighed, membership = _judge(population, settings, None, tell)
+    tell("freezing frequencies")
+    speaking = [e.strength for e in weighed if e.speaks(settings)]
+    strong = np.array(speaking, dtype=np.float64)
+    return Calibration.of_scores(
+        population, membership.score, strong, _frequencies(population), settings
+    )
+
+
+def _check_families(settings: GuardSettings) -> None:
+    for family in settings.families:
+        if family not in FAMILIES:
+            raise ConfigError(
+                "families", f"'{family}'", f"of {', '.join(FAMILIES)}", nearest(family, FAMILIES)
+            )
+    if len(set(settings.families)) < 2:
+        raise ConfigError(
+            "families", f"{len(set(settings.families))} of them",
+            "at least two: one alone never decides", "Name another family",
+        )  # fmt: skip
+
+
+def _population(events: Path, settings: GuardSettings, tell: Progress) -> Population:
+    tell("reading events")
+    traffic = read_traffic(events)
+    tell("telling customers apart")
+    return populate(traffic, settings)
+
+
+def _judge(
+    population: Population, settings: GuardSettings, known: Calibration | None, tell: Progress
+) -> tuple[list[Evidence], Membership]:
+    tell("finding clusters")
+    clusters = find_clusters(population, settings, known.frozen if known else None)
+    tell(f"testing {len(clusters)} clusters")
+    weighed = weigh(population, clusters, settings, known.strongest if known else 0.0)
+    weighed = join_wordings(population, weighed)
+    tell("scoring accounts")
+    return weighed, score_accounts(population, weighed, settings)
+
+
+def _frequencies(population: Population) -> Frozen:
+    """Keys that two benign customers or more have, and how many do."""
+    table = shared_keys(population, (*CONTENT, *INFRASTRUCTURE), None, fewest=2)
+    order = np.argsort(table.keys, kind="stable")
+    keys, counts = table.keys[order], table.customers[order]
+    first = run_starts(keys)  # 64-bit hashes of different kinds hardly ever meet
+    return Frozen(keys[first], counts[first], population.customers)

@@ -1,0 +1,214 @@
+"""The evidence for one cluster: all its tests, by family, and one p-value for "two families speak".
+
+    clusters + population -> Evidence of each
+
+In: clusters that were found on the finding half. Out: findings, family p-values, the cluster's
+p-value and q-value. Draws come in stages: a family that does not speak after few keeps that coarse
+p-value, the others are drawn afresh with more. Each stage's p-value is valid, and what is below the
+limit of a stage is a p-value of the next alone, so the last one is valid, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillhouse.guard.campaign_tests import (
+    Effort,
+    Finding,
+    family_p_values,
+    load_balance,
+    model_switch,
+    profile_tests,
+    shared_test,
+    successions,
+)
+from stillhouse.guard.clusters import Cluster
+from stillhouse.guard.combine import at_least_two, benjamini_hochberg
+from stillhouse.guard.draws import FIRST_DRAWS
+from stillhouse.guard.hashing import Ints
+from stillhouse.guard.keys import CONTENT, ONBOARDING, STATIC, KeyTable, shared_keys
+from stillhouse.guard.population import Population
+from stillhouse.guard.profiles import Streams
+from stillhouse.guard.reference import Reference
+from stillhouse.guard.settings import GuardSettings
+
+__all__ = ["Evidence", "weigh"]
+
+_GIVEN_UP = 0.1
+"""p-value of a family after the first draws from which it is not drawn again."""
+_SECOND_DRAWS = 9999
+_NEAR_FLOOR = 20
+"""A cluster is drawn a third time where its p-value is within this factor of the least that the
+second draws can give."""
+_OPEN_SHARE = 0.5
+
+
+@dataclass
+class Evidence:
+    """What speaks for a cluster."""
+
+    cluster: Cluster
+    findings: list[Finding]
+    families: dict[str, float]
+    """Family -> p-value, of those tested."""
+    p_value: float
+    """Of "fewer than two families speak"."""
+    q_value: float = 1.0
+    wordings: int = 1
+    """Clusters that were joined to this one."""
+
+    @property
+    def strength(self) -> float:
+        """-log10 of the p-value."""
+        return float(-np.log10(self.p_value))
+
+    def speaks(self, settings: GuardSettings) -> bool:
+        """Whether two families speak, content among them, of payloads that hardly two share.
+
+        Accounts that share networks and hours but nothing they ask for are an office; what content
+        found and the other days do not show again is nothing; shared exercises are a class.
+        """
+        level, cluster = settings.family_level, self.cluster
+        untested = 1.0 if cluster.family == "content" else 0.0
+        return (
+            sum(p <= level for p in self.families.values()) >= 2
+            and self.families.get("content", untested) <= level
+            and (cluster.disjoint == 0 or cluster.disjoint >= settings.unshared)
+        )
+
+
+def weigh(
+    population: Population,
+    clusters: list[Cluster],
+    settings: GuardSettings,
+    strongest: float = 0.0,
+) -> list[Evidence]:
+    """Evidence of each cluster, q-values over all of them included.
+
+    Args:
+        population: the customers.
+        clusters: as `find_clusters` gives them.
+        settings: of the scan.
+        strongest: -log10 p that a cluster has to pass, of benign traffic.
+    """
+    everybody = Reference(
+        population, Streams(population, np.flatnonzero(population.testing)),
+        np.ones(population.customers, dtype=np.bool_), _link_tables(population, settings),
+    )  # fmt: skip
+    references = {
+        finder: everybody.without(_linked_by(population, clusters, finder))
+        for finder in sorted({c.family for c in clusters})
+    }
+    out = [_one(cluster, references[cluster.family], settings) for cluster in clusters]
+    _q_values(out)
+    for evidence in out:  # only those that more draws could bring below the level
+        least = (len(evidence.families) - 1) * 2 / (_SECOND_DRAWS + 1)
+        short = evidence.q_value > settings.false_discovery_rate or evidence.strength <= strongest
+        if short and evidence.p_value <= _NEAR_FLOOR * least:
+            _draw_again(evidence, references[evidence.cluster.family], settings)
+    _q_values(out)
+    return out
+
+
+def _q_values(weighed: list[Evidence]) -> None:
+    """Benjamini-Hochberg among the clusters of one finder, times the number of finders: many
+    shared networks do not hide a template. Weights are the roots of the customers that found each,
+    known before any test, so crumbs cost a large cluster little (Genovese, Roeder and Wasserman
+    2006).
+    """
+    finders = sorted({e.cluster.family for e in weighed})
+    for finder in finders:
+        ours = [e for e in weighed if e.cluster.family == finder]
+        weight = np.sqrt([e.cluster.founders for e in ours])
+        p = np.array([e.p_value for e in ours]) * weight.mean() / weight
+        for evidence, q in zip(ours, benjamini_hochberg(p), strict=True):
+            evidence.q_value = min(1.0, len(finders) * float(q))
+
+
+def _linked_by(population: Population, clusters: list[Cluster], finder: str) -> Ints:
+    """Customers of one finder's clusters, with whom none of its clusters is compared.
+
+    Customers that another family linked stay in: they are part of what that family looks like in
+    general, and without them every cluster would seem to share more than its due. Clusters of
+    popular keys stay in where half of everybody would be gone.
+    """
+    out = np.zeros(population.customers, dtype=np.bool_)
+    for cluster in sorted(clusters, key=lambda c: len(c.customers)):
+        more = out.copy()
+        more[cluster.customers] = True
+        if cluster.family == finder and more.sum() <= (1 - _OPEN_SHARE) * population.customers:
+            out = more
+    return np.flatnonzero(out)
+
+
+def _link_tables(population: Population, settings: GuardSettings) -> dict[str, KeyTable]:
+    """Keys by family that may speak for clusters which another family found."""
+    wanted = {"infrastructure": STATIC, "onboarding": ONBOARDING, "content": CONTENT}
+    tables: dict[str, KeyTable] = {}
+    for family, kinds in wanted.items():
+        if family in settings.families:
+            halves = population.testing if family == "content" else None
+            table = shared_keys(population, kinds, halves, fewest=2, payloads=family == "content")
+            keep = table.customers <= settings.popular(population.customers)
+            if family == "content":
+                keep &= table.disjoint >= settings.disjoint_share
+            tables[family] = table.chosen(keep)
+    return tables
+
+
+def _one(cluster: Cluster, reference: Reference, settings: GuardSettings) -> Evidence:
+    """A cluster's evidence, with few draws first."""
+    findings = _findings(cluster, reference, settings, 1, FIRST_DRAWS, settings.families)
+    families = family_p_values(findings)
+    evidence = Evidence(cluster, findings, families, at_least_two(list(families.values())))
+    if sum(p <= _GIVEN_UP for p in families.values()) >= 2:
+        _redraw(evidence, reference, settings, 2, _SECOND_DRAWS, _GIVEN_UP)
+    return evidence
+
+
+def _draw_again(evidence: Evidence, reference: Reference, settings: GuardSettings) -> None:
+    _redraw(evidence, reference, settings, 3, settings.permutations, _NEAR_FLOOR / _SECOND_DRAWS)
+
+
+def _redraw(
+    evidence: Evidence, reference: Reference, settings: GuardSettings, stage: int, draws: int,
+    limit: float,
+) -> None:  # fmt: skip
+    """Draw the families at or below a limit afresh."""
+    speaking = tuple(f for f, p in evidence.families.items() if p <= limit)
+    fresh = _findings(evidence.cluster, reference, settings, stage, draws, speaking)
+    evidence.findings = [f for f in evidence.findings if f.family not in speaking] + fresh
+    evidence.families = family_p_values(evidence.findings)
+    evidence.p_value = at_least_two(list(evidence.families.values()))
+
+
+def _findings(
+    cluster: Cluster, reference: Reference, settings: GuardSettings, stage: int, draws: int,
+    families: tuple[str, ...],
+) -> list[Finding]:  # fmt: skip
+    # seeded by the cluster's keys, so that renamed accounts and other clusters change nothing
+    seed = int(np.bitwise_xor.reduce(cluster.keys.keys) & np.uint64(0xFFFFFFFF))
+    rng = np.random.default_rng([settings.seed, seed, stage])
+    effort = Effort(
+        settings.most_tested, draws, rng, settings.same_schedule, settings.even_load,
+        settings.sharing,
+    )  # fmt: skip
+    members = cluster.customers.astype(np.int64)
+    reference = reference.without(members)
+    found: list[Finding] = []
+    by_content = cluster.family == "content"
+    if "timing" in families or (by_content and "content" in families):
+        found += profile_tests(cluster.streams, reference, effort)
+    if "timing" in families:
+        found += load_balance(cluster.streams, reference, effort)
+        found += model_switch(members, reference, effort)
+    for family in reference.held:
+        if family != cluster.family and family in families:
+            found += shared_test(family, members, reference, effort)
+    if "succession" in families:
+        found += successions(members, reference, effort)
+    if not by_content:  # whole streams: nothing narrows them to one template
+        found = [f for f in found if f.test not in ("narrow focus", "few repeats")]
+    return [f for f in found if f.family in families]

@@ -1,0 +1,110 @@
+"""One campaign under several wordings: clusters whose texts resemble one another become one.
+
+    Evidence of clusters -> the same, joined
+
+In: weighed clusters. Out: those that content found, that look like campaigns, and whose sketches
+agree nearly as well between two of them as inside each, joined to one; the others as they were.
+Accounts that keep to one wording each share no key, so nothing else would join them. What decides
+whether anything is a campaign was decided before; this only says how many there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from stillhouse.guard.clusters import Cluster
+from stillhouse.guard.evidence import Evidence
+from stillhouse.guard.hashing import Ints
+from stillhouse.guard.keys import KeyTable
+from stillhouse.guard.population import Population
+
+__all__ = ["join_wordings"]
+
+_SUSPECT = 0.01
+"""p-value of a cluster from which it may be part of a campaign."""
+_RESEMBLING = 0.3
+"""Least agreement of sketches between two clusters, as a share of that inside them (geometric
+mean). One: the same template. Different templates agree as far as their payloads do."""
+_BEYOND_ALL = 3.0
+"""And as a multiple of each cluster's agreement with all traffic: a language is no campaign."""
+_MADE_UP = 0.9
+_SAMPLE = 1000
+_NOTHING = np.uint32(0xFFFFFFFF)
+
+
+def join_wordings(population: Population, weighed: list[Evidence]) -> list[Evidence]:
+    """Clusters, with those of one campaign joined."""
+    suspects = [e for e in weighed if e.cluster.family == "content" and e.p_value <= _SUSPECT]
+    if len(suspects) < 2:
+        return weighed
+    traffic = population.traffic
+    lot = np.argsort(traffic.fingerprint, kind="stable")  # at random, whatever the accounts' names
+    everybody = traffic.sketches(lot[: 5 * _SAMPLE])
+    own = [traffic.sketches(_some(population, e.cluster.events)) for e in suspects]
+    inside = [_agreement(a[::2], a[1::2]) for a in own]
+    usual = [_agreement(a, everybody) for a in own]
+    links: list[tuple[int, int]] = []
+    for i, j in combinations(range(len(suspects)), 2):
+        between = _agreement(own[i], own[j])
+        alike = between >= _RESEMBLING * np.sqrt(inside[i] * inside[j])
+        if between > 0 and alike and between >= _BEYOND_ALL * max(usual[i], usual[j]):
+            links.append((i, j))
+    if not links:
+        return weighed
+    row, column = np.array(links).T
+    graph = coo_matrix((np.ones(len(links)), (row, column)), shape=(len(own), len(own)))
+    _, label = connected_components(graph, directed=False)
+    joined = [
+        _joined([e for e, mark in zip(suspects, label, strict=True) if mark == number])
+        for number in range(int(label.max()) + 1)
+    ]
+    return joined + [e for e in weighed if not any(e is s for s in suspects)]
+
+
+def _some(population: Population, events: Ints) -> Ints:
+    """At most a thousand of its events, by a lot that no name decides."""
+    lot = np.argsort(population.traffic.fingerprint[events], kind="stable")
+    return events[lot[:_SAMPLE]]
+
+
+def _agreement(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> float:
+    """Mean resemblance (Jaccard's, as MinHash estimates it) of an event here and an event there."""
+    total = 0.0
+    for slot in range(one.shape[1]):
+        values, count = np.unique(one[:, slot], return_counts=True)
+        others, times = np.unique(other[:, slot], return_counts=True)
+        _, here, there = np.intersect1d(values, others, assume_unique=True, return_indices=True)
+        known = values[here] != _NOTHING
+        total += float((count[here] * times[there])[known].sum())
+    return total / (one.shape[1] * max(1, len(one)) * max(1, len(other)))
+
+
+def _joined(parts: list[Evidence]) -> Evidence:
+    """One cluster from several, with the evidence of the weakest of those that make it up: the
+    strongest parts that have nine tenths of its customers. What is said of the whole then holds for
+    each of them, and a crumb of the same accounts takes nothing away.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    parts = sorted(parts, key=lambda e: (e.q_value, e.p_value, -len(e.cluster.events)))
+    everybody = np.unique(np.concatenate([e.cluster.customers for e in parts]))
+    weakest, covered = parts[0], parts[0].cluster.customers
+    for part in parts[1:]:
+        if len(covered) >= _MADE_UP * len(everybody):
+            break
+        if len(np.setdiff1d(part.cluster.customers, covered)):
+            weakest, covered = part, np.union1d(covered, part.cluster.customers)
+    cluster = Cluster(
+        weakest.cluster.population,
+        weakest.cluster.family,
+        KeyTable.together([e.cluster.keys for e in parts]),
+        np.unique(np.concatenate([e.cluster.events for e in parts])),
+        np.concatenate([e.cluster.benign for e in parts]),
+    )
+    return replace(weakest, cluster=cluster, wordings=len(parts))

@@ -1,0 +1,104 @@
+"""Settings of the detector: every threshold that decides is written here once, with its source.
+
+In: options of the command line. Out: a frozen model. Nothing heavy is imported, so that `--help`
+is instant.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stillhouse.config import Count, Settings, Share
+
+__all__ = ["FAMILIES", "GuardSettings"]
+
+FAMILIES = ("content", "timing", "infrastructure", "onboarding", "succession")
+"""Evidence families: each speaks for itself, and two of them must."""
+
+
+class GuardSettings(Settings):
+    """What links accounts, what is tested, and which error rates the decisions keep."""
+
+    # ---- what may be linked ----
+    fewest_customers: Annotated[int, Field(ge=3)] = 5
+    """Unrelated customers that a cluster has at least; fewer are no campaign. Also the least that
+    a report may name without describing single people."""
+    one_customer_accounts: Annotated[int, Field(ge=0)] = 25
+    """Accounts that pay with one instrument count as one customer up to so many; above it the
+    shared instrument is evidence. 0 lets every account stand for itself."""
+    popular_share: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Without a calibration, a key that more of all customers have than this links nothing to
+    others (a client's system prompt); what it marks is still tested by itself. With one, popular
+    keys are those that benign customers are known to have."""
+    popular_customers: Count = 300
+    """A key that no more customers have than this is never popular, however few there are."""
+    known_share: Annotated[float, Field(ge=0, le=1)] = 5e-5
+    """A key that more of the calibration's customers have than this is known as benign and left
+    out."""
+    linked: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Correlation (phi) of the customers of two keys from which they are one template."""
+    disjoint_share: Share = 0.5
+    """Least share of payloads on a template that no second customer sent. A class or a public
+    benchmark has few; lists shared out over accounts have nearly all."""
+    unshared: Share = 0.8
+    """Least share of such payloads in a cluster that is called for review; students of one class
+    reword their exercises and have 0.5 to 0.75, campaigns 0.98."""
+    per_customer: Annotated[float, Field(ge=1)] = 2.0
+    """Least events of a template per customer and half of the window; below it nothing can be said
+    about their timing."""
+
+    same_schedule: Annotated[float, Field(gt=0)] = 0.5
+    """Least ratio of coincidences in time between customers to those within one from which a
+    cluster can be one schedule (1: a single queue dealt out; people who share a product have 0.05
+    to 0.3, since each works in sessions of his own)."""
+    even_load: Annotated[float, Field(gt=0)] = 0.5
+    """Largest spread (standard deviation of the logarithm, counting noise taken out) of customers'
+    daily rates from which a load can be balanced. Clients of real services have 1.5 and more."""
+
+    sharing: Share = 0.2
+    """Least share of a cluster's customers, beyond that of random groups, who have a payment,
+    network, device or sign-up in common with another; below it a few who belong together (a class,
+    an office) are among many who do not."""
+
+    # ---- how it is tested ----
+    families: tuple[str, ...] = FAMILIES
+    """Evidence families used; the others are neither found by nor tested."""
+    bin_hours: Annotated[float, Field(gt=0, le=24)] = 2.0
+    """Width of the bins of activity."""
+    permutations: Annotated[int, Field(ge=999)] = 99_999
+    """Draws from the null of a cluster that looks like a campaign: no p-value of one test is below
+    1 / (this + 1). Others are given up after 999."""
+    most_tested: Annotated[int, Field(ge=20)] = 150
+    """Customers of a cluster that enter the permutation tests, drawn at random."""
+
+    # ---- what is decided ----
+    false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Of clusters called for review (Benjamini and Hochberg). Where no campaign is there it is the
+    probability of calling any, so 0.01 is one false campaign in 100 scans."""
+    family_level: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """A family speaks where its p-value is no larger."""
+    account_level: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """Conformal p-value from which a member of a campaign is called for review."""
+    fewest_events: Count = 5
+    """Events below which an account that nothing links is `insufficient`, not `allow`."""
+    stratum_accounts: Count = 1000
+    """Calibration accounts that a stratum has at least; smaller ones are joined."""
+
+    # ---- what is excused and priced ----
+    allow_organisations: tuple[str, ...] = ()
+    """Declared organisations whose accounts are excused after scoring and listed: their keyed
+    hashes as 16 hexadecimal digits."""
+    allow_accounts: tuple[str, ...] = ()
+    """Accounts that are excused after scoring and listed."""
+    input_usd_per_million_tokens: Annotated[float, Field(ge=0)] = 3.0
+    """List price for the estimate where the log states no cost; set your own."""
+    output_usd_per_million_tokens: Annotated[float, Field(ge=0)] = 15.0
+    """List price for the estimate where the log states no cost; set your own."""
+    seed: int = 7
+    """Of the permutations."""
+
+    def popular(self, customers: int) -> float:
+        """Customers above which a key is popular, where nothing is known of benign traffic."""
+        return max(self.popular_share * customers, self.popular_customers)
