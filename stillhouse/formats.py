@@ -1,8 +1,8 @@
 """Exchanges in files of other kinds than a store: JSON lines, one exchange a line.
 
 In: exchanges, or files. Out: files, or exchanges; a line that holds none is a DataError with its
-number. The form of a line is `docs/exchange-format.md`'s. Logs of other systems are read here too
-when `guard` learns to: what cannot be mapped will be refused or counted, never guessed.
+number. The form of a line is `docs/exchange-format.md`'s. Logs of other systems are read by
+`log_formats.py`: what cannot be mapped is refused or counted, never guessed.
 """
 
 from __future__ import annotations

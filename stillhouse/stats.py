@@ -224,19 +224,30 @@ def clopper_pearson(
     Source: Clopper and Pearson (1934), Biometrika 26.
     """
     _share_counts(successes, trials)
-    from scipy.special import (
-        betaincinv,
-    )  # about 0.2 s to import; most callers need no exact interval
-
-    tail, failures = (1 - level) / 2, trials - successes
-    low = 0.0 if successes == 0 else float(betaincinv(successes, failures + 1, tail))
-    high = 1.0 if failures == 0 else float(betaincinv(successes + 1, failures, 1 - tail))
+    low, high = _exact(successes, trials, level=level)
     method = f"Clopper-Pearson over {unit}, {100 * level:g} %"
     return Estimate(successes / trials, low, high, trials, method)
 
 
+def _exact(successes: float, trials: float, *, level: float) -> tuple[float, float]:
+    """Bounds of the Clopper-Pearson interval; both counts may be fractional (effective)."""
+    from scipy.special import (
+        betaincinv,
+    )  # about 0.2 s to import; most callers need no exact interval
+
+    tail, failures = (1 - level) / 2, max(0.0, trials - successes)
+    low = 0.0 if successes == 0 else float(betaincinv(successes, failures + 1, tail))
+    high = 1.0 if failures == 0 else float(betaincinv(successes + 1, failures, 1 - tail))
+    return low, high
+
+
 def clustered_share(
-    successes: npt.ArrayLike, trials: npt.ArrayLike, *, level: float = 0.95, unit: str = "questions"
+    successes: npt.ArrayLike,
+    trials: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+    unit: str = "questions",
+    exact: bool = False,
 ) -> Estimate:
     """A share of trials that come in clusters, with a Wilson interval at their effective number.
 
@@ -250,6 +261,8 @@ def clustered_share(
         trials: (N,), in each cluster.
         level: nominal coverage.
         unit: what a cluster is, for `Estimate.method`.
+        exact: take the Clopper-Pearson interval instead, which keeps its level for shares near 0
+            and 1, too. Source: Korn and Graubard (1998), Survey Methodology 24.
 
     Raises:
         EvidenceError: fewer than two clusters, no trials, or more successes than trials.
@@ -263,8 +276,9 @@ def clustered_share(
     share, rho = hits.sum() / sizes.sum(), _intraclass(hits, sizes)
     mean_size = float((sizes**2).sum() / sizes.sum())  # size of the cluster a trial lies in
     effective = float(sizes.sum()) / (1 + (mean_size - 1) * rho)
-    low, high = wilson(share * effective, effective, level=level)
-    method = f"Wilson, clustered by {unit} (effective n {effective:.1f}), {100 * level:g} %"
+    interval, name = (_exact, "Clopper-Pearson") if exact else (wilson, "Wilson")
+    low, high = interval(share * effective, effective, level=level)
+    method = f"{name}, clustered by {unit} (effective n {effective:.1f}), {100 * level:g} %"
     return Estimate(float(share), low, high, len(hits), method)
 
 

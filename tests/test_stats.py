@@ -222,3 +222,13 @@ def test_bca_shifts_the_interval_of_a_skewed_statistic():
     estimate = ratio_of_sums(values, np.ones(5), np.random.default_rng(2), draws=20_000)
     assert estimate.low > np.quantile(means, 0.025)
     assert estimate.high > np.quantile(means, 0.975)
+
+
+def test_a_clustered_share_has_an_exact_interval_when_asked() -> None:
+    agreeing = clustered_share([4] * 5, [4] * 5, exact=True)
+    assert agreeing.low == pytest.approx(0.025 ** (1 / 5))  # five clusters, all of them whole
+    assert agreeing.high == 1.0
+    alone = clustered_share([1, 0, 1, 1], [1, 1, 1, 1], exact=True)
+    exact = clopper_pearson(3, 4)
+    assert (alone.low, alone.high) == pytest.approx((exact.low, exact.high))
+    assert alone.method.startswith("Clopper-Pearson, clustered by questions")

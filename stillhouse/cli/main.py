@@ -54,6 +54,16 @@ for _name, _target, _line in (
 ):
     audit.command(f"stillhouse.cli.{_target}", name=_name, help=_line)
 app.command(audit)
+guard = cyclopts.App(name="guard", help="Find extraction campaigns in a provider's own logs.")
+for _name, _line in {
+    "scan": "Find campaigns across the accounts of some logs.",
+    "calibrate": "Measure what benign traffic looks like, so that false alarms are known.",
+    "export": "Write a campaign's exchanges as a store, for an audit.",
+    "simulate": "Write labelled logs of simulated traffic.",
+    "benchmark": "Measure the detector on simulated logs.",
+}.items():
+    guard.command(f"stillhouse.cli.guard:{_name}", name=_name, help=_line)
+app.command(guard)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

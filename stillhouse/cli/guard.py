@@ -1,0 +1,257 @@
+"""`stillhouse guard scan|calibrate|export|simulate|benchmark`: campaigns in a provider's logs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from stillhouse.cli.terminal import Common, duration, emit, make_progress, table
+from stillhouse.errors import ConfigError
+from stillhouse.guard.benchmark_settings import BenchmarkSettings
+from stillhouse.guard.settings import GuardSettings
+
+if TYPE_CHECKING:
+    from stillhouse.guard.mapping import MappingSettings
+
+__all__ = ["benchmark", "calibrate", "export", "scan", "simulate"]
+
+_BAD_SHARE = 0.01
+
+
+def scan(
+    *logs: Path,
+    out: Path,
+    calibration: Path | None = None,
+    key: Path | None = None,
+    mapping: Path | None = None,
+    max_bad_share: float = _BAD_SHARE,
+    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings(),  # noqa: B008
+    common: Common = Common(),  # noqa: B008  (frozen)
+) -> None:
+    """Find extraction campaigns across the accounts of some logs.
+
+    For example
+    stillhouse guard scan logs/ --out scan --calibration benign.cal
+
+    Parameters
+    ----------
+    logs
+        Log files, stores, or folders of log files; gzip and zstd are read. None scans again what
+        was read into --out before.
+    out
+        The scan's folder; logs of later days are added to it.
+    calibration
+        File of `guard calibrate`, of benign traffic of as many days.
+    key
+        File of the secret that names are hashed with.
+    mapping
+        YAML file that says what columns mean, for logs of no known format.
+    max_bad_share
+        Share of lines that may be no events.
+    """
+    from stillhouse.guard.scan import guard_scan
+
+    found = guard_scan(
+        settings, logs=logs, out=out, calibration=calibration, key=key, mapping=_mapping(mapping),
+        max_bad_share=max_bad_share, progress=make_progress(quiet=common.quiet),
+    )  # fmt: skip
+    facts, listed = found.facts, found.campaigns
+    result = {"out": str(out), **facts, "campaigns": [_brief(one) for one in listed]}
+    head = ["campaign", "decision", "accounts", "exchanges", "capability", "families", "q"]
+    rows = [[one["id"], one["decision"], f"{one['accounts']:,}", f"{one['exchanges']:,}",
+             one["capability"], "+".join(one["families"]), f"{one['q_value']:.2g}"]
+            for one in listed[:20]]  # fmt: skip
+    calls = facts["decisions"]
+    lines = [
+        *(table([head, *rows]) if rows else ["No campaign was found."]),
+        *([f"... and {len(listed) - 20} more in campaigns.json"] if len(listed) > 20 else []),
+        f"{facts['accounts']:,} accounts: " + ", ".join(f"{n:,} {w}" for w, n in calls.items()),
+        "calibrated" if facts["calibrated"] else "UNCALIBRATED: how often benign traffic looks "
+        "like this is not known; see stillhouse guard calibrate --help",
+        f"Read {out / 'report.html'}",
+    ]  # fmt: skip
+    emit(result, lines, as_json=common.json)
+
+
+def _brief(one: dict[str, Any]) -> dict[str, Any]:
+    names = ("id", "decision", "accounts", "exchanges", "first_seen", "last_seen", "capability",
+             "p_value", "q_value", "families")  # fmt: skip
+    return {name: one[name] for name in names}
+
+
+def _mapping(path: Path | None) -> MappingSettings | None:
+    if path is None:
+        return None
+    from stillhouse.guard.mapping import load_mapping
+
+    return load_mapping(path)
+
+
+def calibrate(
+    *logs: Path,
+    out: Path,
+    key: Path | None = None,
+    mapping: Path | None = None,
+    max_bad_share: float = _BAD_SHARE,
+    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings(),  # noqa: B008
+    common: Common = Common(),  # noqa: B008  (frozen)
+) -> None:
+    """Measure what benign traffic looks like, so that scans know their false alarms.
+
+    For example
+    stillhouse guard calibrate benign-week/ --out benign.cal
+
+    Parameters
+    ----------
+    logs
+        Logs of accounts known to be benign, of as many days as will be scanned.
+    out
+        The calibration's file; its secret is written beside it (OUT.key), for scans to use.
+    key
+        File of the secret that names are hashed with.
+    mapping
+        YAML file that says what columns mean, for logs of no known format.
+    max_bad_share
+        Share of lines that may be no events.
+    """
+    from stillhouse.guard.scan import guard_calibrate
+
+    if not logs:
+        raise ConfigError(
+            "stillhouse guard calibrate", "no logs", "logs of benign accounts",
+            "Name files or folders: stillhouse guard calibrate benign-week/ --out benign.cal",
+        )  # fmt: skip
+    made = guard_calibrate(
+        settings, logs=logs, out=out, key=key, mapping=_mapping(mapping),
+        max_bad_share=max_bad_share, progress=make_progress(quiet=common.quiet),
+    )  # fmt: skip
+    lines = [
+        f"{made['accounts']:,} accounts over {made['hours'] / 24:.1f} days in {out}",
+        f"No p-value of an account will be below {made['smallest_p_value']:.2g}.",
+        f"Scan with: stillhouse guard scan LOG... --out DIR --calibration {out}",
+    ]
+    emit(made, lines, as_json=common.json)
+
+
+def export(
+    scan_dir: Path,
+    campaign: str,
+    *,
+    out: Path,
+    log: tuple[Path, ...] = (),
+    common: Common = Common(),  # noqa: B008  (frozen)
+) -> None:
+    """Write a campaign's exchanges as a store, for `stillhouse audit twin`.
+
+    Parameters
+    ----------
+    scan_dir
+        The folder that `guard scan` wrote.
+    campaign
+        Its id, as in campaigns.json.
+    out
+        The store.
+    log
+        Where the logs lie now, where they were moved; may be given repeatedly.
+    """
+    from stillhouse.guard.export import guard_export
+
+    count, left_out = guard_export(
+        scan_dir, campaign, out=out, logs=log, progress=make_progress(quiet=common.quiet)
+    )
+    result = {"exchanges": count, "left_out": left_out, "out": str(out)}
+    lines = [
+        f"{count:,} exchanges in {out}",
+        *(f"left out: {n:,} {reason}" for reason, n in left_out.items()),
+    ]
+    emit(result, lines, as_json=common.json)
+
+
+def simulate(
+    spec: Path,
+    *,
+    out: Path | None = None,
+    rates: Path | None = None,
+    prompts: tuple[Path, ...] = (),
+    answers: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    common: Common = Common(),  # noqa: B008  (frozen)
+) -> None:
+    """Write labelled logs of simulated traffic, to measure detection on. Contacts nobody.
+
+    Parameters
+    ----------
+    spec
+        YAML file of the population and its campaigns (docs/guard-simulate.md).
+    out
+        A new folder for logs/ and truth.parquet.
+    rates
+        Table of real clients' rates, in the place of the spec's.
+    prompts
+        Files or folders of real prompts, in the place of the spec's; may be given repeatedly.
+    answers
+        Store of exchanges whose answers the campaigns get, in the place of the spec's.
+    dry_run
+        Say how much it would be, and write nothing.
+    """
+    from stillhouse.guard.simulate import planned
+    from stillhouse.guard.simulate import simulate as write
+    from stillhouse.guard.simulate_settings import read_spec
+
+    given = {"rates": rates, "prompts": prompts or None, "answers": answers}
+    settings = read_spec(spec).model_copy(update={k: v for k, v in given.items() if v is not None})
+    if dry_run:
+        plan = planned(settings)
+        line = (
+            f"{plan.accounts:,} accounts, about {plan.events:,} requests, {plan.bytes / 1e6:,.0f} "
+            f"MB, {duration(plan.seconds)}"
+        )
+        return emit(dataclasses.asdict(plan), [line], as_json=common.json)
+    if out is None:
+        raise ConfigError(
+            "stillhouse guard simulate", "no --out", "a new folder", "Name one, or --dry-run"
+        )
+    made = write(settings, out, make_progress(quiet=common.quiet))
+    lines = [
+        f"{made.accounts:,} accounts, {made.events:,} requests ({made.campaign_events:,} of "
+        f"campaigns) in {out / 'logs'}",
+        f"Simulated: who is what stands in {out / 'truth.parquet'}.",
+    ]
+    return emit(dataclasses.asdict(made), lines, as_json=common.json)
+
+
+def benchmark(
+    *,
+    work: Path = Path("guard-benchmark"),
+    settings: Annotated[BenchmarkSettings, Parameter(name="*")] = BenchmarkSettings(),  # noqa: B008
+    list_cases: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    common: Common = Common(),  # noqa: B008  (frozen)
+) -> None:
+    """Measure the detector on simulated logs, and print the table as JSON.
+
+    For example
+    stillhouse guard benchmark --quick --work toy
+
+    Parameters
+    ----------
+    work
+        A folder for what is made on the way. Run the same command again to go on.
+    list_cases
+        Say which cases there are, and the minutes they take on two quiet cores; run nothing.
+    """
+    from stillhouse.guard.benchmark import benchmark as measure
+    from stillhouse.guard.benchmark import expected_minutes
+    from stillhouse.guard.benchmark_cases import CASES
+
+    if list_cases:
+        minutes = expected_minutes(settings)
+        rows = [[case.name, f"{minutes[case.name]:.1f}", case.line]
+                for case in CASES if case.name in minutes]  # fmt: skip
+        total = ["", f"{sum(minutes.values()):.1f}", "all of these"]
+        lines = table([["case", "minutes", "what"], *rows, total])
+        return emit({"expected_minutes": minutes}, lines, as_json=common.json)
+    made = measure(settings, work, make_progress(quiet=common.quiet))
+    return emit(made, [], as_json=True)

@@ -1,0 +1,247 @@
+"""A scan: logs in, accounts and campaigns out, in a folder that later logs are added to.
+
+    OUT/events/, catalogue.json, rejects.jsonl   what was read, without text (see `ingest`)
+    OUT.key                  the scan's secret, apart from what is hashed with it
+    OUT/accounts.parquet     account, events, score, p_value, campaign, decision
+    OUT/campaigns.json       one entry for each campaign
+    OUT/substreams.parquet   where the events of campaigns stand in the logs
+    OUT/scan.json            counts, settings, versions
+    OUT/report.html          the page for an analyst
+
+In: logs, settings. Out: these files, and what they say. The detector is `detect`'s; here files are
+read, written and put together.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stillhouse import __version__
+from stillhouse.errors import ConfigError, DataError
+from stillhouse.guard.calibrate import Calibration
+from stillhouse.guard.detect import Scan, detect
+from stillhouse.guard.detect import calibrate as calibrate_events
+from stillhouse.guard.ingest import MAX_BAD_SHARE, Ingested, ingest
+from stillhouse.guard.key import read_key, write_key
+from stillhouse.guard.mapping import MappingSettings
+from stillhouse.guard.page import write_page
+from stillhouse.guard.reread import records_at
+from stillhouse.guard.settings import GuardSettings
+from stillhouse.guard.skeleton import skeletons
+from stillhouse.guard.turns import newest_turn
+from stillhouse.report import Progress, Silent, write_text
+
+__all__ = ["ScanResult", "guard_calibrate", "guard_scan"]
+
+_SILENT = Silent()
+_TEXTS = 120  # requests of a campaign that are read again for its skeleton
+_SHOWN = 30  # campaigns whose skeleton is made
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a scan found, and where it lies."""
+
+    folder: Path
+    accounts: pa.Table
+    campaigns: list[dict[str, Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def guard_scan(
+    settings: GuardSettings,
+    *,
+    logs: Sequence[Path],
+    out: Path,
+    calibration: Path | None = None,
+    key: Path | None = None,
+    mapping: MappingSettings | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
+    progress: Progress = _SILENT,
+) -> ScanResult:
+    """Campaigns and accounts of some logs, and of those that were scanned into the folder before.
+
+    Args:
+        settings: of the detector.
+        logs: files, stores or folders; what was read before is not read again.
+        out: the scan's folder.
+        calibration: a file of `guard_calibrate`, of benign traffic of the same window length.
+        key: file of the secret that names are hashed with; made where there is none. By default
+            the calibration's, or the folder's: its name and `.key`.
+        mapping: what columns mean, for logs of no known format.
+        max_bad_share: share of lines without an event from which the logs are refused.
+        progress: told what happens.
+
+    Raises:
+        ConfigError: settings that cannot be.
+        DataError: logs, key or calibration that cannot be read.
+        EvidenceError: too little to judge.
+    """
+    clock = _Clock(progress)
+    frozen = None if calibration is None else Calibration.load(calibration)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    secret = _key(key or _key_of(calibration or out))
+    with clock.of("reading logs"):
+        read = _ingest(logs, out, secret, mapping, max_bad_share, progress)
+    scan = detect(out, settings, frozen, clock.stage)
+    scan.campaigns.sort(key=lambda one: (one["decision"] != "review", one["p_value"]))
+    clock.stage("writing")
+    _skeletons(scan, out, logs)
+    facts = {**scan.facts, "read": _told(read), "settings": settings.model_dump(mode="json"),
+             "stillhouse": __version__}  # fmt: skip
+    for name, table in (("accounts", scan.accounts), ("substreams", scan.substreams)):
+        aside = out / f".{name}.parquet.new"
+        pq.write_table(table, aside)
+        aside.replace(out / f"{name}.parquet")
+    listed = scan.campaigns
+    write_text(out / "campaigns.json", json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
+    write_page(out, listed, scan.accounts, facts)
+    clock.end()
+    facts["seconds"] = {name: round(took, 2) for name, took in clock.took.items()}
+    write_text(out / "scan.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    return ScanResult(out, scan.accounts, listed, facts)
+
+
+def guard_calibrate(
+    settings: GuardSettings,
+    *,
+    logs: Sequence[Path],
+    out: Path,
+    key: Path | None = None,
+    mapping: MappingSettings | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
+    progress: Progress = _SILENT,
+) -> dict[str, Any]:
+    """Facts of a calibration from logs that are known to be benign; it is written to `out`.
+
+    The events it was made from are not kept.
+
+    Args:
+        settings: of the detector.
+        logs: files, stores or folders, of as many days as will be scanned.
+        out: the calibration's file.
+        key: as for `guard_scan`; by default the calibration's name and `.key`.
+        mapping: as for `guard_scan`.
+        max_bad_share: as for `guard_scan`.
+        progress: told what happens.
+
+    Raises:
+        ConfigError: settings that cannot be, or a folder in the place of the file.
+        DataError: logs or key that cannot be read.
+        EvidenceError: too few accounts.
+    """
+    if out.is_dir():
+        raise ConfigError(f"--out {out}", "a folder", "a file", "Name a file for the calibration")
+    clock = _Clock(progress)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    secret = _key(key or _key_of(out))
+    events = out.with_name(f".{out.name}.events")
+    shutil.rmtree(events, ignore_errors=True)
+    try:
+        with clock.of("reading logs"):
+            read = _ingest(logs, events, secret, mapping, max_bad_share, progress)
+        made = calibrate_events(events, settings, clock.stage)
+    finally:
+        shutil.rmtree(events, ignore_errors=True)
+    made.save(out)
+    clock.end()
+    return {
+        "calibration": str(out), "accounts": made.accounts, "hours": made.hours,
+        "strongest_benign_cluster": made.strongest, "smallest_p_value": 1 / (made.accounts + 1),
+        "read": _told(read), "seconds": {n: round(took, 2) for n, took in clock.took.items()},
+    }  # fmt: skip
+
+
+# ---- parts ----
+
+
+def _key_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.key")
+
+
+def _key(path: Path) -> bytes:
+    return read_key(path) if path.exists() else write_key(path)
+
+
+def _ingest(
+    logs: Iterable[Path], into: Path, key: bytes, mapping: MappingSettings | None,
+    max_bad_share: float, progress: Progress,
+) -> Ingested:  # fmt: skip
+    progress.start("reading logs", None, "pieces")
+    done = ingest(
+        logs, into, key, mapping=mapping, max_bad_share=max_bad_share,
+        progress=lambda read, of: progress.advance(read, f"of {of} pieces"),
+    )  # fmt: skip
+    progress.finish(f"{done.events:,} events, {done.rejects.total():,} lines are none")
+    return done
+
+
+def _told(read: Ingested) -> dict[str, Any]:
+    return {
+        "events_added": read.events, "duplicates": read.duplicates, "files": read.files,
+        "rejects": dict(read.rejects), "notes": dict(read.notes),
+    }  # fmt: skip
+
+
+def _skeletons(scan: Scan, folder: Path, logs: Sequence[Path]) -> None:
+    """Write the templates' skeletons into the campaigns; where a log is gone, that is said."""
+    table = scan.substreams
+    names = table["campaign"].to_numpy(zero_copy_only=False)
+    for campaign in scan.campaigns[:_SHOWN]:
+        rows = np.flatnonzero(names == campaign["id"])
+        some = table.take(rows[:: max(1, len(rows) // _TEXTS)][:_TEXTS])
+        refs = list(zip(some["file"].to_pylist(), some["offset"].to_pylist(), strict=True))
+        who = dict(zip(refs, some["account"].to_pylist(), strict=True))
+        try:
+            texts = [
+                (who[file, offset], newest_turn(record.messages, record.system).text)
+                for file, offset, record in records_at(folder, refs, logs)
+            ]
+        except DataError as problem:
+            campaign["template"] = {"skeletons": [], "why_none": str(problem)}
+            continue
+        shown = [
+            {"text": one.text, "texts": one.texts, "accounts": one.accounts}
+            for one in skeletons(texts)
+        ]
+        why = None if shown else "no text in the logs, or nothing that enough of its accounts share"
+        campaign["template"] = {"skeletons": shown, "why_none": why, "read": len(texts)}
+
+
+class _Clock:
+    """Tells stages to the progress and measures them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.took: dict[str, float] = {}
+        self._progress, self._name, self._began = progress, "", time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        """A stage begins; the one before it has ended."""
+        self.end()
+        self._name, self._began = name, time.perf_counter()
+        self._progress.say(f"  {name}")
+
+    @contextmanager
+    def of(self, name: str) -> Any:
+        """A stage whose progress is told elsewhere."""
+        self._name, self._began = name, time.perf_counter()
+        yield
+        self.end()
+
+    def end(self) -> None:
+        """The last stage has ended."""
+        if self._name:
+            name = self._name.split(" clusters")[0].rstrip("0123456789 ")
+            self.took[name] = self.took.get(name, 0.0) + time.perf_counter() - self._began
+        self._name = ""

@@ -1,0 +1,97 @@
+"""The template of a campaign, without its payloads: what its accounts' requests have in common.
+
+In: texts of a campaign's requests, by account. Out: skeletons in which only words stand that most
+of the texts share; the rest is a mark. What single customers wrote is shown to nobody.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["PAYLOAD", "Skeleton", "skeletons"]
+
+PAYLOAD = "[…]"
+"""Stands for whatever the texts do not share."""
+
+_SHARED = 0.8  # share of the texts (and of the accounts) that a shown word stands in, at least
+_FEWEST = 4  # texts of that many accounts; of fewer, a shared word could be one customer's own
+_MOST = 3  # wordings that are shown
+_LONGEST = 160  # words of a skeleton that are shown
+_BEGINNING = 3  # words by which texts are told apart as wordings
+_WORD = re.compile(r"\s*\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """One wording of a template."""
+
+    text: str
+    texts: int
+    """Texts it was made of."""
+    accounts: int
+
+
+def skeletons(texts: Sequence[tuple[str, str]]) -> list[Skeleton]:
+    """The commonest wordings of the template behind some texts.
+
+    Args:
+        texts: (account, text) of requests.
+
+    Returns:
+        At most three, those of most texts first; wordings of fewer than four accounts are left out.
+    """
+    groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+    ends = [(account, words) for account, text in texts if (words := _WORD.findall(text))]
+    for side in (1, -1):
+        # Wrappers stand at either end: texts are grouped by whichever end they share.
+        common = Counter(_end(words, side) for _, words in ends)
+        left: list[tuple[str, list[str]]] = []
+        for account, words in ends:
+            end = _end(words, side)
+            if common[end] >= _FEWEST:
+                groups.setdefault((str(side), *end), []).append((account, words))
+            else:
+                left.append((account, words))
+        ends = left
+    found = [made for group in groups.values() if (made := _skeleton(group)) is not None]
+    return sorted(found, key=lambda one: -one.texts)[:_MOST]
+
+
+def _end(words: Sequence[str], side: int) -> tuple[str, ...]:
+    some = words[:_BEGINNING] if side > 0 else words[-_BEGINNING:]
+    return tuple(word.strip().casefold() for word in some)
+
+
+def _skeleton(group: Sequence[tuple[str, list[str]]]) -> Skeleton | None:
+    accounts = {account for account, _ in group}
+    if len(accounts) < _FEWEST:
+        return None
+    stands = Counter(word for _, words in group for word in {_plain(w) for w in words})
+    by = Counter(
+        word
+        for account in accounts
+        for word in {_plain(w) for other, words in group if other == account for w in words}
+    )
+    shared = {
+        word
+        for word, count in stands.items()
+        if count >= _SHARED * len(group) and by[word] >= _SHARED * len(accounts)
+    }
+    # Of all texts the shortest: what is shared stands in it in its order, with the least between.
+    model = min((words for _, words in group), key=len)
+    shown: list[str] = []
+    for word in model[:_LONGEST]:
+        if _plain(word) in shared:
+            shown.append(word)
+        elif not shown or shown[-1] != f" {PAYLOAD}":
+            shown.append(f" {PAYLOAD}")
+    if not any(word.strip() != PAYLOAD for word in shown):
+        return None
+    return Skeleton("".join(shown).strip(), len(group), len(accounts))
+
+
+def _plain(word: str) -> str:
+    return word.strip().casefold()

@@ -1,0 +1,213 @@
+"""Scans from logs to files: what is written, read again, exported, refused."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from stillhouse.cli.main import main
+from stillhouse.collect.run import collect
+from stillhouse.config import CollectSettings
+from stillhouse.guard.export import guard_export
+from stillhouse.guard.page import write_page
+from stillhouse.guard.scan import ScanResult, guard_calibrate, guard_scan
+from stillhouse.guard.settings import GuardSettings
+from stillhouse.guard.simulate import simulate
+from stillhouse.guard.simulate_settings import SimulateSettings
+from stillhouse.store import Store
+
+SETTINGS = GuardSettings(permutations=999, stratum_accounts=50)
+
+
+def spec(seed: int, **campaign: Any) -> SimulateSettings:
+    plain = {
+        "name": "north", "accounts": 14, "capability": "rubric_grading", "cover": 0.0,
+        "paraphrase": "none", "synchrony": 0.5, "shaping": "flat",
+        "shared_infrastructure": 1.0,
+    }  # fmt: skip
+    campaigns = [plain | campaign] if campaign or seed == 3 else []
+    return SimulateSettings(
+        seed=seed,
+        days=4,
+        benign={"accounts": 1200},
+        campaigns=campaigns,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def range_(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("range")
+    simulate(spec(3), folder / "traffic")
+    simulate(spec(4), folder / "benign")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scanned(range_: Path) -> ScanResult:
+    return guard_scan(SETTINGS, logs=[range_ / "traffic" / "logs"], out=range_ / "scan")
+
+
+def test_a_scan_writes_the_files_that_the_interface_names(scanned: ScanResult) -> None:
+    table = pq.read_table(scanned.folder / "accounts.parquet")
+    assert table.column_names == ["account", "events", "score", "p_value", "campaign", "decision"]
+    assert set(table["decision"].to_pylist()) <= {"allow", "insufficient", "observe", "review"}
+    listed = json.loads((scanned.folder / "campaigns.json").read_text())
+    assert [one["decision"] for one in listed].count("review") == 1
+    assert listed[0]["decision"] == "review"
+    needed = {"id", "accounts", "exchanges", "first_seen", "last_seen", "capability", "p_value",
+              "q_value", "families", "evidence"}  # fmt: skip
+    assert all(needed <= one.keys() for one in listed)
+    facts = json.loads((scanned.folder / "scan.json").read_text())
+    assert facts["calibrated"] is False
+    assert facts["seconds"]["reading logs"] > 0
+    key = scanned.folder.with_name("scan.key")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_the_planted_campaign_is_called_whole_and_nobody_else(
+    scanned: ScanResult, range_: Path
+) -> None:
+    truth = pq.read_table(range_ / "traffic" / "truth.parquet").to_pylist()
+    planted = {row["account"] for row in truth if row["campaign"]}
+    called = {row["account"] for row in scanned.accounts.to_pylist() if row["decision"] == "review"}
+    assert called == planted
+
+
+def test_no_text_of_a_benign_request_is_kept(scanned: ScanResult, range_: Path) -> None:
+    """Of a campaign's there is the skeleton: what most of its accounts share."""
+    truth = pq.read_table(range_ / "traffic" / "truth.parquet").to_pylist()
+    planted = {row["account"] for row in truth if row["campaign"]}
+    lines = [
+        json.loads(line)
+        for line in next((range_ / "traffic" / "logs").glob("*.jsonl")).read_text().splitlines()
+    ]
+    said = [
+        line["messages"][-1]["content"]
+        for line in lines
+        if line["metadata"]["user_api_key_hash"] not in planted
+    ]
+    words = [text for text in said if isinstance(text, str) and len(text) > 60][:300]
+    assert len(words) > 100
+    everything = b"".join(path.read_bytes() for path in scanned.folder.rglob("*.*"))
+    assert not any(text[20:60].encode() in everything for text in words)
+
+
+def test_logs_are_added_to_a_scan_and_not_read_twice(range_: Path, tmp_path: Path) -> None:
+    days = sorted((range_ / "traffic" / "logs").iterdir())
+    first = guard_scan(SETTINGS, logs=days[:2], out=tmp_path / "scan")
+    both = guard_scan(SETTINGS, logs=days, out=tmp_path / "scan")
+    assert both.facts["events"] > first.facts["events"]
+    assert both.facts["read"]["events_added"] == both.facts["events"] - first.facts["events"]
+    again = guard_scan(SETTINGS, logs=[], out=tmp_path / "scan")
+    assert again.facts["events"] == both.facts["events"]
+    assert again.campaigns == both.campaigns
+
+
+def test_a_calibration_makes_p_values_of_accounts_and_keeps_no_events(
+    range_: Path, tmp_path: Path
+) -> None:
+    made = guard_calibrate(SETTINGS, logs=[range_ / "benign" / "logs"], out=tmp_path / "benign.cal")
+    assert made["accounts"] > 100
+    assert {p.name for p in tmp_path.iterdir()} == {"benign.cal", "benign.cal.key"}
+    found = guard_scan(
+        SETTINGS, logs=[range_ / "traffic" / "logs"], out=tmp_path / "scan",
+        calibration=tmp_path / "benign.cal",
+    )  # fmt: skip
+    assert found.facts["calibrated"]
+    assert "Uncalibrated" not in (tmp_path / "scan" / "report.html").read_text()
+
+
+def test_a_campaigns_exchanges_are_exported_from_the_logs(range_: Path, tmp_path: Path) -> None:
+    """A teacher answers what the campaign asks; the log holds its answers; they come out again."""
+    prompts = range_ / "traffic" / "prompts" / "north.jsonl"
+    collect(
+        CollectSettings(prompts=(prompts,), max_tokens=8, top_logprobs=0),
+        teacher="scripted:bigram", store=tmp_path / "answers",
+    )  # fmt: skip
+    simulate(spec(3).model_copy(update={"answers": tmp_path / "answers"}), tmp_path / "traffic")
+    found = guard_scan(SETTINGS, logs=[tmp_path / "traffic" / "logs"], out=tmp_path / "scan")
+    one = found.campaigns[0]
+    count, left_out = guard_export(found.folder, one["id"], out=tmp_path / "store")
+    assert count + sum(left_out.values()) == one["exchanges"]
+    with Store(tmp_path / "store", "r") as store:
+        got = list(store)
+    with Store(tmp_path / "answers", "r") as store:
+        given = {exchange.response.text for exchange in store}
+    own = [exchange for exchange in got if exchange.response.text in given]
+    assert len(own) > 0.8 * one["exchanges"]
+    assert {e.account for e in own} <= {member["account"] for member in one["members"]}
+
+
+@pytest.mark.parametrize("name", ['<img src=x onerror="a()">', "\x1b[31mred\x1b[0m", "a‮b"])
+def test_hostile_names_are_escaped(scanned: ScanResult, name: str, tmp_path: Path) -> None:
+    assert scanned.campaigns
+    one = json.loads(json.dumps(scanned.campaigns[0]))
+    one["members"][0]["account"] = name
+    one["volumes"]["models"] = {name: 3}
+    facts = scanned.facts | {"excused": [{"account": name, "decision": "review"}]}
+    page = write_page(tmp_path, [one], scanned.accounts, facts).read_text("utf-8")
+    assert name not in page
+    assert "\x1b" not in page
+    assert "<script" not in page
+
+
+# ---- the command line ----
+
+
+def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(["guard", *arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: Any) -> None:
+    text = tmp_path / "spec.yaml"
+    text.write_text(
+        "seed: 3\ndays: 4\nbenign: {accounts: 1200}\ncampaigns:\n  - {name: north, accounts: 14, "
+        "capability: rubric_grading, cover: 0.0, synchrony: 0.5, shaping: flat, "
+        "shared_infrastructure: 1.0}\n"
+    )
+    place = str(tmp_path / "range")
+    code, out, _ = run(capsys, "simulate", str(text), "--dry-run")
+    assert code == 0, out
+    assert not (tmp_path / "range").exists()
+    assert run(capsys, "simulate", str(text), "--out", place, "--quiet")[0] == 0
+    scan = ["scan", f"{place}/logs", "--out", str(tmp_path / "scan"), "--quiet", "--permutations",
+            "999", "--json"]  # fmt: skip
+    code, out, err = run(capsys, *scan)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["campaigns"]
+    name = found["campaigns"][0]["id"]
+    code, out, err = run(capsys, "export", str(tmp_path / "scan"), name, "--out",
+                         str(tmp_path / "store"), "--quiet")  # fmt: skip
+    assert code == 0, err
+    assert "exchanges in" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["scan", "nothing-here", "--out", "s"], 3, "nothing-here"),
+        (["scan", "--out", "empty"], 3, "Read the logs first"),
+        (["scan", "--out", "s", "--calibration", "none.cal"], 3, "none.cal"),
+        (["scan", "--out", "s", "--familys", "content"], 2, ""),
+        (["calibrate", "--out", "c"], 2, "no logs"),
+        (["export", "nothing-here", "c-1", "--out", "s"], 3, "guard scan"),
+        (["simulate", "nothing.yaml", "--out", "s"], 2, "nothing.yaml"),
+    ],
+)
+def test_wrong_input_is_named(
+    arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, _, err = run(capsys, *arguments)
+    assert found == code, err
+    assert says in err
+    assert "Traceback" not in err
