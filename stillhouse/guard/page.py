@@ -107,8 +107,9 @@ def _tiles(
     called: Mapping[str, Sequence[Mapping[str, Any]]], facts: Mapping[str, Any]
 ) -> list[dict[str, str]]:
     usd = [c["estimate"]["usd"] for c in called["review"] if c["estimate"]["usd"] is not None]
-    expected = facts["expected_false_accounts_a_week"]
-    campaigns = facts["expected_false_campaigns_a_week"]
+    expected, campaigns = (
+        facts[f"expected_false_{what}_a_week"] for what in ("accounts", "campaigns")
+    )
     return [
         {"title": "Campaigns for review", "big": str(len(called["review"])),
          "note": f"{len(called['observe'])} watched; {facts['clusters_tested']:,} clusters tested"},
@@ -117,10 +118,10 @@ def _tiles(
          f"{facts['hours'] / 24:.1f} days"},
         {"title": "Value at list price", "big": f"${sum(usd):,.0f}" if usd else "not known",
          "note": "of the exchanges of campaigns for review"},
-        {"title": "False alarms to expect", "big": f"{campaigns:.2g}",
-         "note": "campaigns a week, where there is none"
-         + (f"; {expected:.2g} accounts a week at the level set" if expected is not None else
-            "; of accounts not known without a calibration")},
+        {"title": "False alarms to expect",
+         "big": "not known" if campaigns is None else f"{campaigns:.2g}",
+         "note": "without a calibration on benign traffic" if campaigns is None else
+         f"campaigns a week, where there is none; {expected:.2g} accounts a week"},
     ]  # fmt: skip
 
 

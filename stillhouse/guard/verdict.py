@@ -200,7 +200,9 @@ def _facts(
         "calibrated": calibration is not None,
         "calibration_accounts": None if calibration is None else calibration.accounts,
         "strongest_benign_cluster": None if calibration is None else calibration.strongest,
-        "expected_false_campaigns_a_week": settings.false_discovery_rate / weeks,
+        # Without benign traffic to hold it against, a rate of permutations is no rate of alarms.
+        "expected_false_campaigns_a_week": None if calibration is None
+        else settings.false_discovery_rate / weeks,
         "expected_false_accounts_a_week": None if calibration is None
         else settings.account_level * accounts / weeks,
         "excused": excused,
