@@ -61,11 +61,18 @@ def _volume(benign: Requests, test: Requests, seed: int) -> Scores:
 
 
 def _template(benign: Requests, test: Requests, seed: int) -> Scores:
-    return Scores(link_scores(benign, _TEMPLATE), link_scores(test, _TEMPLATE))
+    return _linking(benign, test, _TEMPLATE)
 
 
 def _infrastructure(benign: Requests, test: Requests, seed: int) -> Scores:
-    return Scores(link_scores(benign, _INFRASTRUCTURE), link_scores(test, _INFRASTRUCTURE))
+    return _linking(benign, test, _INFRASTRUCTURE)
+
+
+def _linking(benign: Requests, test: Requests, columns: tuple[str, ...]) -> Scores:
+    """Keys that the benign week knows link nothing in the other; itself it is scored with all, as
+    the detector's calibration is, which can only raise the threshold.
+    """
+    return Scores(link_scores(benign, columns), link_scores(test, columns, benign))
 
 
 def _prada(benign: Requests, test: Requests, seed: int) -> Scores:
@@ -120,16 +127,23 @@ def busiest_hour(log: Requests) -> Floats:
     return np.maximum.reduceat(within, log.starts).astype(np.float64)
 
 
-def link_scores(log: Requests, columns: tuple[str, ...]) -> Floats:
+def link_scores(log: Requests, columns: tuple[str, ...], known: Requests | None = None) -> Floats:
     """(accounts,) logarithm of how many accounts share an account's most shared key; keys that
     more than a fiftieth of all accounts have do not count, nor do keys nobody shares.
+
+    Args:
+        log: whose accounts are scored.
+        columns: of the keys.
+        known: a log whose keys do not count.
     """
     accounts = len(log.names)
     best = np.ones(accounts)
     for number, name in enumerate(columns):
         values = log.columns[name]
-        known = values != 0
-        key, who = mixed_with(values[known], number), log.account[known]
+        counts = values != 0
+        if known is not None:
+            counts &= ~np.isin(values, known.columns[name])
+        key, who = mixed_with(values[counts], number), log.account[counts]
         order = np.lexsort((who, key))
         key, who = key[order], who[order]
         new = np.ones(len(key), dtype=np.bool_)

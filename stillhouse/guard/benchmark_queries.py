@@ -107,16 +107,31 @@ def mmd_scores(benign: Requests, logs: list[Requests], rng: np.random.Generator)
 
 
 def mmd_windows(
-    benign: Requests, test: Requests, size: int, level: float, rng: np.random.Generator
+    benign: Requests,
+    test: Requests,
+    own: npt.NDArray[np.bool_],
+    size: int,
+    level: float,
+    rng: np.random.Generator,
 ) -> dict[str, int]:
-    """Windows of all accounts' queries in order of time, and how many the test flags.
+    """Windows of all accounts' queries in order of time, and how many the test flags: of the benign
+    week, of the week under test without the campaign, and of all of it.
 
-    The threshold is the (1 - level) quantile of benign samples against benign samples, as in the
-    source. Benign windows under test are the benign week's own, in order of time.
+    Flagged in two ways: `_sampled` beyond the (1 - level) quantile of random benign samples, as in
+    the source; `_ordered` beyond that quantile of the benign week's own windows, since windows in
+    order of time hold the bursts of a few accounts and are no random samples.
+
+    Args:
+        benign: the benign week.
+        test: the week under test.
+        own: (events of test,) of campaign accounts.
+        size: queries of a window.
+        level: stated false-positive rate of windows.
+        rng: draws samples.
     """
-    order = np.argsort(benign.time, kind="stable")
-    pool = embedded(benign, order[_some(len(order), _POOL, rng)])
-    bandwidth = _median_distance(pool[rng.permutation(len(pool))])
+    pool = embedded(benign, _some(len(benign.account), _POOL, rng))
+    pool = pool[rng.permutation(len(pool))]
+    bandwidth = _median_distance(pool)
     size = min(size, len(pool) // 2)
     null = np.empty(_NULL)
     # one kernel of the whole pool: samples of it are sums of its entries
@@ -124,19 +139,31 @@ def mmd_windows(
     for draw in range(_NULL):
         both = rng.permutation(len(pool))[: 2 * size]
         null[draw] = _of_kernel(kernel, both[:size], both[size:])
-    threshold = float(np.quantile(null, 1 - level))
-    reference = pool[rng.permutation(len(pool))[:size]]
+    reference = pool[:size]
     within = _within(reference, bandwidth)
-    counts: dict[str, int] = {}
-    for name, log in (("benign", benign), ("test", test)):
-        order = np.argsort(log.time, kind="stable")
-        starts = range(0, len(order) - size + 1, size)
-        flagged = sum(
-            mmd2_unbiased(embedded(log, order[at : at + size]), reference, bandwidth, within)
-            > threshold
+
+    def statistics(log: Requests, rows: npt.NDArray[np.integer]) -> Floats:
+        rows = rows[np.argsort(log.time[rows], kind="stable")]
+        starts = range(0, len(rows) - size + 1, size)
+        each = [
+            mmd2_unbiased(embedded(log, rows[at : at + size]), reference, bandwidth, within)
             for at in starts
-        )
-        counts |= {f"{name}_windows": len(starts), f"{name}_flagged": int(flagged)}
+        ]
+        return np.array(each)
+
+    found = {
+        "benign": statistics(benign, np.arange(len(benign.account))),
+        "test_benign": statistics(test, np.flatnonzero(~own)),
+        "test": statistics(test, np.arange(len(test.account))),
+    }
+    sampled = float(np.quantile(null, 1 - level))
+    ordered = float(np.quantile(found["benign"], 1 - level)) if len(found["benign"]) else np.inf
+    counts: dict[str, int] = {}
+    for name, values in found.items():
+        counts |= {
+            f"{name}_windows": len(values), f"{name}_sampled": int((values > sampled).sum()),
+            f"{name}_ordered": int((values > ordered).sum()),
+        }  # fmt: skip
     return counts
 
 

@@ -94,22 +94,28 @@ class Sizes:
     """Events of a window of the MMD test, as in its source."""
 
     def scaled(self, share: float) -> Sizes:
-        """The same with accounts, exchanges and weeks cut to a share, within what can be run."""
+        """The same with accounts, exchanges and weeks cut to a share, within what can be run.
+
+        Campaigns of fixed size are only cut to a hundredth of the benign accounts, so that they
+        stay as rare as in the published table.
+        """
         if share == 1.0:
             return self
 
         def cut(number: int, least: int) -> int:
             return min(number, max(least, round(share * number)))
 
+        large, middle = cut(self.large, _LEAST_BENIGN), cut(self.middle, _LEAST_BENIGN)
+        rare, rare_middle = max(large // 100, 20), max(middle // 100, 20)
         by_size: dict[tuple[int, int], int] = {}
         for accounts, exchanges, copies in self.by_size:
             small = (cut(accounts, 5), cut(exchanges, 200))
             by_size[small] = max(by_size.get(small, 0), copies)
         return replace(
-            self, large=cut(self.large, _LEAST_BENIGN), middle=cut(self.middle, _LEAST_BENIGN),
-            recall=tuple(cut(number, 20) for number in self.recall), hydra=cut(self.hydra, 20),
+            self, large=large, middle=middle, hydra=min(self.hydra, rare),
+            recall=tuple(min(number, rare) for number in self.recall),
             by_size=tuple((*size, copies) for size, copies in by_size.items()),
-            grid=cut(self.grid, 20), hard_weeks=cut(self.hard_weeks, 1),
+            grid=min(self.grid, rare_middle), hard_weeks=cut(self.hard_weeks, 1),
             hard_events=cut(self.hard_events, 5000), windows=cut(self.windows, 200),
             speed=tuple(cut(number, 5000) for number in self.speed),
         )  # fmt: skip

@@ -168,11 +168,11 @@ def _windows(rows: Rows) -> dict[str, Any]:
     total: Counter[str] = Counter()
     for row in rows:
         total.update({k: v for k, v in row["windows"].items() if k != "level"})
-    return {
-        "stated_rate": rows[0]["windows"]["level"],
-        "benign_flagged": share(total["benign_flagged"], total["benign_windows"], "windows"),
-        "test_flagged": share(total["test_flagged"], total["test_windows"], "windows"),
-    }
+    return {"stated_rate": rows[0]["windows"]["level"]} | {
+        f"{name}_flagged_{rule}": share(
+            total[f"{name}_{rule}"], total[f"{name}_windows"], "windows"
+        ) for rule in ("sampled", "ordered") for name in ("benign", "test_benign", "test")
+    }  # fmt: skip
 
 
 def _sizes(rows: Rows) -> dict[str, Any]:

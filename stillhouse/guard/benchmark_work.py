@@ -152,7 +152,8 @@ def compare_baselines(desk: Desk, unit: Unit) -> dict[str, Any]:
     }
     desk.tell("baseline MMD on pooled windows")
     rng = np.random.default_rng([unit.seed, 6])
-    windows = mmd_windows(benign, test, unit.note["windows"], _WINDOW_LEVEL, rng)
+    size = unit.note["windows"]
+    windows = mmd_windows(benign, test, theirs[test.account], size, _WINDOW_LEVEL, rng)
     return out | {"methods": methods, "windows": windows | {"level": _WINDOW_LEVEL}}
 
 

@@ -66,6 +66,8 @@ class Effort:
     rng: np.random.Generator
     same_schedule: float
     even_load: float
+    counted: float = 0.0
+    """Least median of events a member from which an even load says anything."""
     sharing: float = 0.0
     """Least share of members, beyond that of random groups, who share a key with another."""
 
@@ -103,7 +105,7 @@ def profile_tests(cluster: Streams, reference: Reference, effort: Effort) -> lis
         ours.append(mine)
         base += len(pool.rows) + len(mine)
     taken = sizes[entering].astype(np.float64)
-    statistics = _profile_statistics(np.concatenate(tables), layout, taken, reference.usual)
+    statistics = _profile_statistics(np.concatenate(tables), layout, taken)
     found = count_p_values(
         Groups(tuple(strata)), np.concatenate(ours), statistics, effort.draws, effort.rng
     )
@@ -116,15 +118,22 @@ def profile_tests(cluster: Streams, reference: Reference, effort: Effort) -> lis
         Finding("content", "narrow focus", p[1], float(seen[1]), float(usual[1]), n),
         Finding("content", "few repeats", p[2], float(-seen[2] / taken.sum()),
                 float(-usual[2] / taken.sum()), n),
+        Finding("content", "task in common", p[3], float(seen[3]), float(usual[3]), n),
     ]  # fmt: skip
 
 
 def _profile_statistics(
-    table: npt.NDArray[np.float32], layout: Layout, taken: Floats, usual: Floats
+    table: npt.NDArray[np.float32], layout: Layout, taken: Floats
 ) -> Callable[[Ints], Floats]:
     """Statistics of groups of rows: log ratio of coincidences between and within customers,
-    divergence of capabilities from the usual shares, minus the number of repeats.
+    Simpson index of capabilities, minus the number of repeats, and the excess of customers with
+    some event of one capability. The last counts customers and not events: most wordings carry no
+    mark of what they are for, so a campaign shows a rare capability in many customers, and one
+    customer may have any amount of it.
     """
+    has = (table[:, layout.capabilities] > 0).astype(np.float32)
+    has[:, 0] = 0  # `other` is no task
+    usual = len(taken) * has.mean(axis=0, dtype=np.float64)
     total, squares = taken.sum(), (taken**2).sum()
     pairs_within, pairs_between = (taken * (taken - 1)).sum(), total**2 - squares
 
@@ -137,8 +146,8 @@ def _profile_statistics(
             np.maximum(within, 0.5) / pairs_within
         )
         share = sums[:, layout.capabilities] / total
-        focus = (share * np.log(np.maximum(share, 1e-12) / usual)).sum(axis=1)
-        return np.column_stack([ratio, focus, -sums[:, layout.repeats]])
+        task = ((row_sums(has, index) - usual) / np.sqrt(usual + 1)).max(axis=1)
+        return np.column_stack([ratio, (share**2).sum(axis=1), -sums[:, layout.repeats], task])
 
     return statistics
 
@@ -179,7 +188,8 @@ def load_balance(cluster: Streams, reference: Reference, effort: Effort) -> list
     found = counted(groups, np.array([-seen]), statistics, effort.draws, rng)
     noise = float(np.mean(1 / counts))  # variance of the logarithm of a Poisson count, about
     spread = np.sqrt(np.maximum(0.0, np.array([seen, -found.typical[0]]) - noise))
-    p = float(found.p_values[0]) if spread[0] <= effort.even_load else 1.0
+    even = spread[0] <= effort.even_load and np.median(counts) >= effort.counted
+    p = float(found.p_values[0]) if even else 1.0
     return [Finding("timing", "load balance", p, float(spread[0]), float(spread[1]), len(entering))]
 
 

@@ -37,7 +37,7 @@ _FEWEST_OF_A_KEY = 3
 """Customers of a key that may join a template: fewer are chance."""
 _SAME_PEOPLE = 0.4
 """phi of the customers of two groups from which they are one."""
-_CARRYING = 0.05
+_CARRYING = 0.1
 """Share of a template's customers that a key of it has at least."""
 _PASSING = 0.1
 """Share of the median of a template's regular customers below which a customer is a passer-by."""
@@ -220,7 +220,7 @@ def _joined(
 def _carrying(
     population: Population, table: KeyTable, group: npt.NDArray[np.int64], pairs: Hashes
 ) -> npt.NDArray[np.bool_]:
-    """(keys,) those that a twentieth of their group's customers have, or a quarter as many as its
+    """(keys,) those that a tenth of their group's customers have, or a quarter as many as its
     largest key where that is less: phrases that three people happen to share fall off.
     """
     groups = int(group.max()) + 1 if len(group) else 0

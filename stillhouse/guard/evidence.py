@@ -43,6 +43,7 @@ _NEAR_FLOOR = 20
 """A cluster is drawn a third time where its p-value is within this factor of the least that the
 second draws can give."""
 _OPEN_SHARE = 0.5
+_OF_TEMPLATES = ("narrow focus", "few repeats", "task in common")
 
 
 @dataclass
@@ -193,7 +194,7 @@ def _findings(
     rng = np.random.default_rng([settings.seed, seed, stage])
     effort = Effort(
         settings.most_tested, draws, rng, settings.same_schedule, settings.even_load,
-        settings.sharing,
+        settings.counted, settings.sharing,
     )  # fmt: skip
     members = cluster.customers.astype(np.int64)
     reference = reference.without(members)
@@ -210,5 +211,5 @@ def _findings(
     if "succession" in families:
         found += successions(members, reference, effort)
     if not by_content:  # whole streams: nothing narrows them to one template
-        found = [f for f in found if f.test not in ("narrow focus", "few repeats")]
+        found = [f for f in found if f.test not in _OF_TEMPLATES]
     return [f for f in found if f.family in families]

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.guard.draws import Candidates
-from stillhouse.guard.events import CAPABILITIES
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.keys import KeyTable
 from stillhouse.guard.population import Population
@@ -64,12 +63,7 @@ class Reference:
         free = self.open.copy()
         free[members] = False
         other = Reference(self.population, self.streams, free, self.tables)
-        for made in (
-            "held",
-            "lives",
-            "switches",
-            "usual",
-        ):  # of all customers, whoever may be drawn
+        for made in ("held", "lives", "switches"):  # of all customers, whoever may be drawn
             other.__dict__[made] = getattr(self, made)
         return other
 
@@ -122,16 +116,6 @@ class Reference:
         free = self.open[self.streams.customers]
         days = self.streams.days[free]
         return self.streams.counts[free] / days, days
-
-    @cached_property
-    def usual(self) -> npt.NDArray[np.float64]:
-        """(capabilities,) shares in everybody's testing half, the cluster's customers included, so
-        that they do not depend on who is in it.
-        """
-        column = self.population.traffic.columns["capability"][self.population.testing]
-        kinds = len(CAPABILITIES)
-        counts = np.bincount(np.minimum(column, kinds - 1), minlength=kinds) + 1.0
-        return counts / counts.sum()
 
     @cached_property
     def held(self) -> dict[str, Held]:

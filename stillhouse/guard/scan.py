@@ -33,7 +33,7 @@ from stillhouse.guard.calibrate import Calibration
 from stillhouse.guard.detect import Scan, detect
 from stillhouse.guard.detect import calibrate as calibrate_events
 from stillhouse.guard.ingest import MAX_BAD_SHARE, Ingested, ingest
-from stillhouse.guard.key import read_key, write_key
+from stillhouse.guard.key import FieldHash, read_key, write_key
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.page import write_page
 from stillhouse.guard.reread import records_at
@@ -94,7 +94,7 @@ def guard_scan(
     secret = _key(key or _key_of(calibration or out))
     with clock.of("reading logs"):
         read = _ingest(logs, out, secret, mapping, max_bad_share, progress)
-    scan = detect(out, settings, frozen, clock.stage)
+    scan = detect(out, _with_hashed_names(settings, secret), frozen, clock.stage)
     scan.campaigns.sort(key=lambda one: (one["decision"] != "review", one["p_value"]))
     clock.stage("writing")
     _skeletons(scan, out, logs)
@@ -172,6 +172,13 @@ def _key_of(path: Path) -> Path:
 
 def _key(path: Path) -> bytes:
     return read_key(path) if path.exists() else write_key(path)
+
+
+def _with_hashed_names(settings: GuardSettings, key: bytes) -> GuardSettings:
+    """The settings with organisations as events have them."""
+    hashed = FieldHash(key, "organisation")
+    found = [int.from_bytes(hashed.name(name), "little") for name in settings.allow_organisations]
+    return settings.model_copy(update={"allow_organisations": tuple(f"{h:016x}" for h in found)})
 
 
 def _ingest(

@@ -57,6 +57,9 @@ class GuardSettings(Settings):
     """Largest spread (standard deviation of the logarithm, counting noise taken out) of customers'
     daily rates from which a load can be balanced. Clients of real services have 1.5 and more."""
 
+    counted: Annotated[float, Field(ge=0)] = 5.0
+    """Least median of events a customer in the testing half from which a load can be balanced: of
+    two or three each, taken out because they are two or three each, all loads look even."""
     sharing: Share = 0.2
     """Least share of a cluster's customers, beyond that of random groups, who have a payment,
     network, device or sign-up in common with another; below it a few who belong together (a class,
@@ -88,8 +91,8 @@ class GuardSettings(Settings):
 
     # ---- what is excused and priced ----
     allow_organisations: tuple[str, ...] = ()
-    """Declared organisations whose accounts are excused after scoring and listed: their keyed
-    hashes as 16 hexadecimal digits."""
+    """Declared organisations whose accounts are excused after scoring and listed: their names as
+    the logs have them. (`detect` takes their keyed hashes, `guard_scan` makes them.)"""
     allow_accounts: tuple[str, ...] = ()
     """Accounts that are excused after scoring and listed."""
     input_usd_per_million_tokens: Annotated[float, Field(ge=0)] = 3.0

@@ -67,8 +67,10 @@ def test_an_unknown_case_is_refused() -> None:
 def test_a_scale_cuts_accounts_and_keeps_what_a_calibration_needs() -> None:
     sizes = BenchmarkSettings(scale=0.01).sizes
     assert sizes.large == 2500
-    assert sizes.hydra == 20
+    assert sizes.hydra == 25  # a hundredth of the benign accounts, as in the table
+    assert BenchmarkSettings(scale=0.2).sizes.recall == (200, 200, 200, 200)
     assert sizes.by_size[-1][:2] == (240, 10_000)
+    assert len({size[:2] for size in sizes.by_size}) == len(sizes.by_size)
     assert sizes.hard_weeks == 1
 
 

@@ -100,6 +100,12 @@ def test_a_popular_key_links_nothing() -> None:
     assert np.exp(link_scores(fewer, ("head",)).max()) == pytest.approx(4)
 
 
+def test_what_a_benign_week_knows_links_nothing() -> None:
+    log = requests([0], [0], [0], [0], head=[7, 7, 8, 8])
+    known = requests([0], head=[7])
+    assert np.exp(link_scores(log, ("head",), known)).round(6).tolist() == [1, 1, 2, 2]
+
+
 def test_p_values_are_conformal_within_volumes() -> None:
     benign = np.arange(4000.0)
     events = np.repeat([1, 100], 2000)  # scores of busy accounts: 2000 to 3999
@@ -160,10 +166,12 @@ def test_mmd_flags_windows_of_another_distribution_and_few_benign_ones() -> None
     benign = requests(list(range(2000)))
     test = requests(list(range(400)), capability=[3] * 400)
     test.sketch[:] = test.sketch[0]
-    counts = mmd_windows(benign, test, 100, 0.01, np.random.default_rng(2))
-    assert (counts["benign_windows"], counts["test_windows"]) == (20, 4)
-    assert counts["test_flagged"] == 4
-    assert counts["benign_flagged"] <= 4
+    own = np.arange(400) >= 200
+    counts = mmd_windows(benign, test, own, 100, 0.01, np.random.default_rng(2))
+    assert [counts[f"{n}_windows"] for n in ("benign", "test_benign", "test")] == [20, 2, 4]
+    assert counts["test_sampled"] == counts["test_ordered"] == 4
+    assert counts["benign_sampled"] <= 4
+    assert counts["benign_ordered"] == 1  # the quantile lies below the largest
 
 
 def test_prada_takes_outliers_out_and_tests_what_is_left() -> None:

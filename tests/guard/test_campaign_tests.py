@@ -86,8 +86,8 @@ def null_p_values(population: Population) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("test", [
-    "one schedule, timing", "narrow focus, content", "load balance, timing", "families: timing",
-    "keys in common, content",
+    "one schedule, timing", "narrow focus, content", "task in common, content",
+    "load balance, timing", "families: timing", "keys in common, content",
 ])  # fmt: skip
 def test_p_values_of_random_groups_are_uniform(
     null_p_values: dict[str, np.ndarray], test: str

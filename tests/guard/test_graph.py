@@ -64,3 +64,16 @@ def test_a_chain_of_templates_is_cut_into_its_links() -> None:
 def test_a_hub_that_touches_everything_links_nothing() -> None:
     small = [np.append(np.arange(10 * i, 10 * i + 10), [4990, 4991, 4992]) for i in range(450)]
     assert len(set(grouped(table(*small)).tolist())) == 450
+
+
+def test_a_tight_template_is_not_lost_in_a_loose_component() -> None:
+    rng = np.random.default_rng(4)
+    accounts = np.arange(200)
+    template = [rng.choice(accounts, 150, replace=False) for _ in range(20)]
+    phrases = [
+        np.concatenate([rng.choice(accounts, 40, replace=False), 200 + 40 * i + np.arange(60)])
+        for i in range(60)
+    ]
+    label = grouped(table(*template, *phrases), share=1.0)
+    assert len(set(label[:20].tolist())) == 1
+    assert not set(label[:20].tolist()) & set(label[20:].tolist())
