@@ -57,17 +57,16 @@ def outcome(
     score, p = accounts["score"].to_numpy(), accounts["p_value"].to_numpy()
     decision = np.array(accounts["decision"].to_pylist(), dtype=object)
     cluster = np.array(accounts["campaign"].to_pylist(), dtype=object)
-    review = {one["id"] for one in campaigns if one["decision"] == "review"}
-    called = np.isin(cluster, list(review))
     beyond = {level: threshold_at(score[benign], level) for level in LEVELS}
     kinds = np.array(truth["kind"].to_pylist(), dtype=object)
+    found = [_of_cluster(one, cluster == one["id"], own, kinds, benign) for one in campaigns]
     return {
         "benign": _of_benign(truth, benign, p, decision),
         "campaigns": [
-            _of_campaign(name, own == name, accounts, p, score, beyond, called, campaigns, truth)
+            _of_campaign(name, own == name, accounts, p, score, beyond, found, campaigns, truth)
             for name in sorted({str(n) for n in own[~benign]})
         ],
-        "found": [_of_cluster(one, cluster == one["id"], own, kinds, benign) for one in campaigns],
+        "found": found,
     }  # fmt: skip
 
 
@@ -129,12 +128,15 @@ def _of_benign(
 
 def _of_campaign(
     name: str, ours: Bools, accounts: pa.Table, p: Floats, score: Floats,
-    beyond: dict[float, float], called: Bools, campaigns: Sequence[Mapping[str, Any]],
-    truth: pa.Table,
+    beyond: dict[float, float], found: list[dict[str, Any]],
+    campaigns: Sequence[Mapping[str, Any]], truth: pa.Table,
 ) -> dict[str, Any]:  # fmt: skip
+    """Accounts that lie in a false campaign by accident count as called, not as found."""
+    right = {c["id"] for c in found if c["decision"] == "review" and c["campaign"] == name}
     cluster = np.array(accounts["campaign"].to_pylist(), dtype=object)
     decision = np.array(accounts["decision"].to_pylist(), dtype=object)
-    pieces = Counter(str(c) for c in cluster[ours & called])
+    inside = ours & np.isin(cluster, list(right))
+    pieces = Counter(str(c) for c in cluster[inside])
     best, held = pieces.most_common(1)[0] if pieces else (None, 0)
     named = next((one["capability"] for one in campaigns if one["id"] == best), None)
     return {
@@ -144,7 +146,7 @@ def _of_campaign(
         "roc": {f"{level:g}": int(above(score[ours], t).sum()) for level, t in beyond.items()},
         "review": int((decision[ours] == "review").sum()),
         "observe": int((decision[ours] == "observe").sum()),
-        "in_best": held, "in_any": int((ours & called).sum()), "pieces": len(pieces),
+        "in_best": held, "in_any": int(inside.sum()), "pieces": len(pieces),
         "named": named, "events": int(accounts["events"].to_numpy()[ours].sum()),
     }  # fmt: skip
 
