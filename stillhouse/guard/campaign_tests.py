@@ -19,9 +19,11 @@ import scipy.sparse as sparse
 
 from stillhouse.guard.combine import bonferroni, tippett
 from stillhouse.guard.draws import Candidates, Groups, count_p_values, counted
+from stillhouse.guard.graph import pair_share
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.profiles import Layout, Streams
-from stillhouse.guard.reference import SLOT, Reference
+from stillhouse.guard.reference import SLOT, Held, Reference
+from stillhouse.guard.settings import GuardSettings
 
 __all__ = [
     "Effort",
@@ -58,24 +60,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is drawn."""
+    """How much is drawn, and from which effects on a p-value counts."""
 
-    most: int
-    """Customers that enter."""
+    settings: GuardSettings
     draws: int
     rng: np.random.Generator
-    same_schedule: float
-    even_load: float
-    counted: float = 0.0
-    """Least median of events a member from which an even load says anything."""
-    sharing: float = 0.0
-    """Least share of members, beyond that of random groups, who share a key with another."""
 
     def some(self, members: Ints) -> Ints:
-        """At most `most` of them, at random, in ascending order."""
-        if len(members) <= self.most:
+        """At most `most_tested` of them, at random, in ascending order."""
+        most = self.settings.most_tested
+        if len(members) <= most:
             return members
-        return np.sort(self.rng.choice(members, self.most, replace=False))
+        return np.sort(self.rng.choice(members, most, replace=False))
 
 
 # ---- schedule, focus, repeats: rows of counts ----
@@ -111,7 +107,7 @@ def profile_tests(cluster: Streams, reference: Reference, effort: Effort) -> lis
     )
     n, p = len(entering), found.p_values.tolist()
     seen, usual = found.observed, found.typical
-    if np.exp(seen[0]) < effort.same_schedule:  # significant, perhaps, but no single schedule
+    if np.exp(seen[0]) < effort.settings.same_schedule:  # significant, perhaps, but no single schedule
         p[0] = 1.0
     return [
         Finding("timing", "one schedule", p[0], float(np.exp(seen[0])), float(np.exp(usual[0])), n),
@@ -188,7 +184,7 @@ def load_balance(cluster: Streams, reference: Reference, effort: Effort) -> list
     found = counted(groups, np.array([-seen]), statistics, effort.draws, rng)
     noise = float(np.mean(1 / counts))  # variance of the logarithm of a Poisson count, about
     spread = np.sqrt(np.maximum(0.0, np.array([seen, -found.typical[0]]) - noise))
-    even = spread[0] <= effort.even_load and np.median(counts) >= effort.counted
+    even = spread[0] <= effort.settings.even_load and np.median(counts) >= effort.settings.counted
     p = float(found.p_values[0]) if even else 1.0
     return [Finding("timing", "load balance", p, float(spread[0]), float(spread[1]), len(entering))]
 
@@ -215,29 +211,39 @@ def shared_test(family: str, members: Ints, reference: Reference, effort: Effort
     members = effort.some(members)
     if held is None or len(members) < _FEWEST_ROWS or len(reference.free) < _FEWEST_POOL:
         return []
-    starts, keys, weight = held
 
     def statistics(index: Ints) -> Floats:
-        packed, _ = _held_by(index, starts, keys, len(weight))
+        packed, _ = _held_by(index, held)
         packed.sort()
         which = packed[1:][packed[1:] == packed[:-1]]
-        rarity = weight[which % len(weight)]
-        sums = np.bincount(which // len(weight), rarity, minlength=len(index))
+        rarity = held.rarity[which % len(held.rarity)]
+        sums = np.bincount(which // len(held.rarity), rarity, minlength=len(index))
         return sums.astype(np.float64)[:, None]
 
     found = _by_size(family, "keys in common", members, statistics, reference, effort, len(members))
-    if effort.sharing and found[0].p_value < 1:
-        groups = reference.by_size.matching(members, [reference.population.size_class[members]])
-        few = np.concatenate([members[None], groups.draw(_GROUPS_TO_COMPARE, effort.rng)])
-        share = _sharers(few, starts, keys, len(weight)) / len(members)
-        if share[0] - np.median(share[1:]) < effort.sharing:  # a few who belong together among many
-            found = [replace(found[0], p_value=1.0)]
+    if found[0].p_value < 1 and not _belong_together(family, members, reference, effort):
+        found = [replace(found[0], p_value=1.0)]
     return found
 
 
-def _held_by(index: Ints, starts: Ints, keys: Ints, kinds: int) -> tuple[Ints, Ints]:
+def _belong_together(family: str, members: Ints, reference: Reference, effort: Effort) -> bool:
+    """Whether most are like one another, and not a few who belong together among many.
+
+    Content: two at random have a template in common; colleagues of one language have phrases.
+    """
+    held = reference.held[family]
+    if family == "content":
+        return pair_share(held.incidence[members]) >= effort.settings.cohesion
+    groups = reference.by_size.matching(members, [reference.population.size_class[members]])
+    few = np.concatenate([members[None], groups.draw(_GROUPS_TO_COMPARE, effort.rng)])
+    share = _sharers(few, held) / len(members)
+    return bool(share[0] - np.median(share[1:]) >= effort.settings.sharing)
+
+
+def _held_by(index: Ints, held: Held) -> tuple[Ints, Ints]:
     """Group and key of each key that a customer of a group has, packed, and whose it is."""
-    first = starts[index]
+    starts, keys, kinds = held.incidence.indptr, held.incidence.indices, len(held.rarity)
+    first = starts[index].astype(np.int64)
     lengths = (starts[index + 1] - first).ravel()
     group = np.repeat(np.arange(len(index)), lengths.reshape(index.shape).sum(axis=1))
     inner = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -245,12 +251,24 @@ def _held_by(index: Ints, starts: Ints, keys: Ints, kinds: int) -> tuple[Ints, I
     return packed, np.repeat(np.arange(index.size), lengths)
 
 
-def _sharers(index: Ints, starts: Ints, keys: Ints, kinds: int) -> Ints:
-    """(groups,) customers with a key that another of their group has."""
-    packed, whose = _held_by(index, starts, keys, kinds)
-    _, at, count = np.unique(packed, return_inverse=True, return_counts=True)
+def _sharers(index: Ints, held: Held) -> Ints:
+    """(groups,) customers with a key of their own that another of their group has.
+
+    Those at the group's commonest address do not count: one place may be an office or a campus,
+    whose people have a card or a sign-up in common, too. A campaign's pools are several.
+    """
+    packed, whose = _held_by(index, held)
+    kinds = len(held.rarity)
+    own = held.own[packed % kinds]
+    packed, whose = packed[own], whose[own]
+    key, at, count = np.unique(packed, return_inverse=True, return_counts=True)
     some = np.zeros(index.size, dtype=np.bool_)
     some[whose[count[at] > 1]] = True
+    places = np.flatnonzero(held.place[key % kinds])
+    order = places[np.lexsort((count[places], key[places] // kinds))]
+    commonest = np.zeros(len(key), dtype=np.bool_)
+    commonest[order[np.diff(key[order] // kinds, append=-1) != 0]] = True
+    some[whose[commonest[at]]] = False
     return some.reshape(index.shape).sum(axis=1)
 
 

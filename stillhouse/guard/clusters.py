@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse
 
-from stillhouse.guard.graph import communities, group_keys
+from stillhouse.guard.graph import communities, group_keys, pair_share
 from stillhouse.guard.hashing import Hashes, Ints, distinct_per_group, mixed_with, run_starts
 from stillhouse.guard.keys import (
     CONTENT,
@@ -74,11 +74,19 @@ class Cluster:
         return max(1, len(np.unique(self.population.customer[events])))
 
     @cached_property
+    def cohesion(self) -> float:
+        """Probability that two of its customers have a key of it in common, in the finding half."""
+        return pair_share(self.keys.incidence(self.population.customers)[self.customers])
+
+    @cached_property
     def disjoint(self) -> float:
-        """Share of its payloads that one customer only sent; 0 where no text is known."""
-        whole = self.population.traffic.columns["whole"][self.events]
+        """Share of its payloads that one customer only sent, in the finding half; 0 where no text
+        is known.
+        """
+        events = self.events[~self.population.testing[self.events]]
+        whole = self.population.traffic.columns["whole"][events]
         known = whole != 0
-        whole, who = whole[known], self.population.customer[self.events][known]
+        whole, who = whole[known], self.population.customer[events][known]
         if not len(whole):
             return 0.0
         one = np.zeros(len(whole), dtype=np.int64)
@@ -123,7 +131,8 @@ def _by_content(
     table, group = table.chosen(keys), group[keys]
     pairs = _cores(population, _events_of_groups(population, table, group), settings)
     keep = _worth_testing(population, pairs, settings)
-    return _as_clusters(population, "content", table, group, pairs, keep, frozen)
+    found = _as_clusters(population, "content", table, group, pairs, keep, frozen)
+    return [cluster for cluster in found if cluster.cohesion >= settings.cohesion]
 
 
 def _by_infrastructure(

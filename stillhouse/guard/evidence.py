@@ -39,9 +39,10 @@ __all__ = ["Evidence", "weigh"]
 _GIVEN_UP = 0.1
 """p-value of a family after the first draws from which it is not drawn again."""
 _SECOND_DRAWS = 9999
+_THIRD_DRAWS = 99_999
 _NEAR_FLOOR = 20
-"""A cluster is drawn a third time where its p-value is within this factor of the least that the
-second draws can give."""
+"""A cluster is drawn a third and a fourth time where its p-value is within this factor of the least
+that the draws before can give."""
 _OPEN_SHARE = 0.5
 _OF_TEMPLATES = ("narrow focus", "few repeats", "task in common")
 
@@ -71,13 +72,19 @@ class Evidence:
         Accounts that share networks and hours but nothing they ask for are an office; what content
         found and the other days do not show again is nothing; shared exercises are a class.
         """
-        level, cluster = settings.family_level, self.cluster
-        untested = 1.0 if cluster.family == "content" else 0.0
+        level = settings.family_level
+        untested = 1.0 if self.cluster.family == "content" else 0.0
         return (
             sum(p <= level for p in self.families.values()) >= 2
             and self.families.get("content", untested) <= level
-            and (cluster.disjoint == 0 or cluster.disjoint >= settings.unshared)
+            and _may_be_called(self, settings)
         )
+
+
+def _may_be_called(evidence: Evidence, settings: GuardSettings) -> bool:
+    """Whether hardly two customers share a payload; known from the finding half, before any test."""
+    disjoint = evidence.cluster.disjoint
+    return disjoint == 0 or disjoint >= settings.unshared
 
 
 def weigh(
@@ -103,25 +110,35 @@ def weigh(
         for finder in sorted({c.family for c in clusters})
     }
     out = [_one(cluster, references[cluster.family], settings) for cluster in clusters]
-    _q_values(out)
-    for evidence in out:  # only those that more draws could bring below the level
-        least = (len(evidence.families) - 1) * 2 / (_SECOND_DRAWS + 1)
-        short = evidence.q_value > settings.false_discovery_rate or evidence.strength <= strongest
-        if short and evidence.p_value <= _NEAR_FLOOR * least:
-            _draw_again(evidence, references[evidence.cluster.family], settings)
-    _q_values(out)
+    _q_values(out, settings)
+    drawn = _SECOND_DRAWS
+    for stage, draws in ((3, min(_THIRD_DRAWS, settings.permutations)), (4, settings.permutations)):
+        if draws <= drawn:
+            break
+        for evidence in out:  # only those that more draws could bring below the level
+            least = (len(evidence.families) - 1) * 2 / (drawn + 1)
+            short = evidence.q_value > settings.false_discovery_rate
+            short = short or evidence.strength <= strongest
+            if short and evidence.p_value <= _NEAR_FLOOR * least:
+                reference = references[evidence.cluster.family]
+                _redraw(evidence, reference, settings, stage, draws, _NEAR_FLOOR / drawn)
+        _q_values(out, settings)
+        drawn = draws
     return out
 
 
-def _q_values(weighed: list[Evidence]) -> None:
+def _q_values(weighed: list[Evidence], settings: GuardSettings) -> None:
     """Benjamini-Hochberg among the clusters of one finder, times the number of finders: many
-    shared networks do not hide a template. Weights are the roots of the customers that found each,
-    known before any test, so crumbs cost a large cluster little (Genovese, Roeder and Wasserman
-    2006).
+    shared networks do not hide a template. Clusters that cannot be called, known before any test,
+    count for themselves only. Weights are the roots of the customers that found each, likewise
+    known, so crumbs cost a large cluster little (Genovese, Roeder and Wasserman 2006).
     """
     finders = sorted({e.cluster.family for e in weighed})
-    for finder in finders:
-        ours = [e for e in weighed if e.cluster.family == finder]
+    groups: dict[tuple[str, bool], list[Evidence]] = {}
+    for evidence in weighed:
+        group = evidence.cluster.family, _may_be_called(evidence, settings)
+        groups.setdefault(group, []).append(evidence)
+    for ours in groups.values():
         weight = np.sqrt([e.cluster.founders for e in ours])
         p = np.array([e.p_value for e in ours]) * weight.mean() / weight
         for evidence, q in zip(ours, benjamini_hochberg(p), strict=True):
@@ -169,10 +186,6 @@ def _one(cluster: Cluster, reference: Reference, settings: GuardSettings) -> Evi
     return evidence
 
 
-def _draw_again(evidence: Evidence, reference: Reference, settings: GuardSettings) -> None:
-    _redraw(evidence, reference, settings, 3, settings.permutations, _NEAR_FLOOR / _SECOND_DRAWS)
-
-
 def _redraw(
     evidence: Evidence, reference: Reference, settings: GuardSettings, stage: int, draws: int,
     limit: float,
@@ -192,10 +205,7 @@ def _findings(
     # seeded by the cluster's keys, so that renamed accounts and other clusters change nothing
     seed = int(np.bitwise_xor.reduce(cluster.keys.keys) & np.uint64(0xFFFFFFFF))
     rng = np.random.default_rng([settings.seed, seed, stage])
-    effort = Effort(
-        settings.most_tested, draws, rng, settings.same_schedule, settings.even_load,
-        settings.counted, settings.sharing,
-    )  # fmt: skip
+    effort = Effort(settings, draws, rng)
     members = cluster.customers.astype(np.int64)
     reference = reference.without(members)
     found: list[Finding] = []

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.keys import KeyTable
 
-__all__ = ["communities", "group_keys", "phi_links"]
+__all__ = ["communities", "group_keys", "pair_share", "phi_links"]
 
 _MOST_KEYS_OF_A_CUSTOMER = 400
 """A customer with more shared keys is a hub (a reseller, an aggregator) and links nothing: pairs of
@@ -30,6 +30,9 @@ _LEAST_COMMON = 3
 """Customers that two linked keys have in common at least: with two, chance suffices."""
 _DENSE = 0.3
 """Share of possible links from which a component is one block and is not cut."""
+
+_COMPARED = 1000
+"""Rows of which every pair is looked at: cost grows with the square."""
 
 _TIGHT = 0.4
 """phi from which keys of a loose component are tight. Accidental phrases reach it in pairs, never
@@ -61,6 +64,21 @@ def phi_links(
     keep = (phi >= linked) & (popular[row] == popular[col])
     links = sparse.csr_matrix((phi[keep], (row[keep], col[keep])), shape=(keys, keys))
     return (links + links.T).tocsr()
+
+
+def pair_share(incidence: sparse.csr_matrix) -> float:
+    """Probability that two rows of an incidence have a column in common; 0 of fewer than two.
+
+    One for a template, a little less for many wordings of one. Phrases of which each is shared by
+    a few, and others by a few of those, are a chain: through the writers of a language, say.
+    """
+    rows = incidence.shape[0]
+    if rows > _COMPARED:  # every so many, in whatever order they come
+        incidence = incidence[np.linspace(0, rows - 1, _COMPARED).astype(np.int64)]
+        rows = _COMPARED
+    common = (incidence @ incidence.T).count_nonzero()
+    own = np.count_nonzero(np.diff(incidence.indptr))
+    return float((common - own) / max(1, rows * (rows - 1)))
 
 
 def group_keys(

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sparse
 
 from stillhouse.guard.draws import Candidates
 from stillhouse.guard.hashing import Ints
@@ -32,7 +33,23 @@ _SWITCH_HOURS = 6.0
 """Bins in which customers take up a new model; one reported campaign moved half of its traffic
 within a day."""
 
-Held = tuple[Ints, Ints, npt.NDArray[np.float64]]
+_ANYBODYS = "network"
+"""The kind of key that strangers have in common: who writes one language lives in a few regions and
+shares their networks. It has a weight in the statistic, but nobody belongs together by it alone."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Keys of one family, by customer."""
+
+    incidence: sparse.csr_matrix
+    """(customers, keys) who has what."""
+    rarity: npt.NDArray[np.float64]
+    """(keys,) logarithm of all customers over the key's."""
+    own: npt.NDArray[np.bool_]
+    """(keys,) whether sharing it means to belong together."""
+    place: npt.NDArray[np.bool_]
+    """(keys,) whether it is an address."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +136,16 @@ class Reference:
 
     @cached_property
     def held(self) -> dict[str, Held]:
-        """Family -> where each customer's keys begin, the keys, and the rarity of each key."""
+        """Family -> what each customer has of it."""
         out: dict[str, Held] = {}
         for family, table in self.tables.items():
             if len(table.keys):
-                graph = table.incidence(self.population.customers)
-                weight = np.log(self.population.customers / table.customers)
-                out[family] = (graph.indptr.astype(np.int64), graph.indices.astype(np.int64),
-                               weight)  # fmt: skip
+                out[family] = Held(
+                    table.incidence(self.population.customers),
+                    np.log(self.population.customers / table.customers),
+                    np.array(table.kinds)[table.kind] != _ANYBODYS,
+                    np.array(table.kinds)[table.kind] == "address",
+                )  # fmt: skip
         return out
 
     @cached_property

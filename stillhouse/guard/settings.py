@@ -42,6 +42,10 @@ class GuardSettings(Settings):
     disjoint_share: Share = 0.5
     """Least share of payloads on a template that no second customer sent. A class or a public
     benchmark has few; lists shared out over accounts have nearly all."""
+    cohesion: Share = 0.6
+    """Least probability that two customers of a content cluster have a key of it in common. A
+    template's have 0.8 and more, twenty wordings at random too; phrases that make a chain through
+    the writers of one language 0.1 to 0.5."""
     unshared: Share = 0.8
     """Least share of such payloads in a cluster that is called for review; students of one class
     reword their exercises and have 0.5 to 0.75, campaigns 0.98."""
@@ -70,9 +74,9 @@ class GuardSettings(Settings):
     """Evidence families used; the others are neither found by nor tested."""
     bin_hours: Annotated[float, Field(gt=0, le=24)] = 2.0
     """Width of the bins of activity."""
-    permutations: Annotated[int, Field(ge=999)] = 99_999
-    """Draws from the null of a cluster that looks like a campaign: no p-value of one test is below
-    1 / (this + 1). Others are given up after 999."""
+    permutations: Annotated[int, Field(ge=999)] = 999_999
+    """Draws from the null of a cluster that looks like a campaign and is not sure to be one: no
+    p-value of one test is below 1 / (this + 1). Others are given up after 99, 9,999 or 99,999."""
     most_tested: Annotated[int, Field(ge=20)] = 150
     """Customers of a cluster that enter the permutation tests, drawn at random."""
 

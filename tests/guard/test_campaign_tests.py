@@ -56,7 +56,10 @@ def reference_of(population: Population, free: np.ndarray) -> Reference:
 
 def effort(seed: int, draws: int = 99) -> Effort:
     """Without bars for the effect: what is looked at are the p-values themselves."""
-    return Effort(60, draws, np.random.default_rng(seed), 0.0, np.inf)
+    bars = GuardSettings(
+        most_tested=60, same_schedule=1e-9, even_load=1e9, counted=0, sharing=0, cohesion=0
+    )
+    return Effort(bars, draws, np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,7 @@ def test_a_controllers_accounts_keep_one_schedule_an_even_load_and_common_paymen
     events = np.flatnonzero(np.isin(population.customer, members) & capability)
     reference = reference_of(population, np.ones(population.customers, dtype=bool))
     reference, streams = reference.without(members), Streams(population, events)
-    strong = Effort(60, 999, np.random.default_rng(1), 0.5, 0.5)
+    strong = Effort(GuardSettings(most_tested=60, counted=0), 999, np.random.default_rng(1))
     found = {
         (f.family, f.test): f
         for f in [
@@ -133,6 +136,32 @@ def test_a_controllers_accounts_keep_one_schedule_an_even_load_and_common_paymen
     assert found["timing", "load balance"].effect < 0.3
     assert found["infrastructure", "keys in common"].p_value == 0.001
     assert found["onboarding", "keys in common"].p_value == 0.001
+
+
+@pytest.mark.parametrize(("shared", "together"), [
+    ({"address", "payment"}, False),  # an office
+    ({"network"}, False),  # neighbours, people of one language
+    ({"payment"}, True),  # one card for accounts everywhere
+    ({"pools"}, True),
+])  # fmt: skip
+def test_one_place_and_a_network_in_common_are_no_shared_infrastructure(
+    tmp_path: Path, shared: set[str], together: bool
+) -> None:
+    week = Traffic(13)
+    week.benign(900, mean=20)
+    one = {name: np.full(40, 77, dtype=np.uint64) for name in shared - {"pools"}}
+    pools = {"address": np.repeat([1, 2, 3, 4], 10).astype(np.uint64)} if not one else {}
+    ids = week.people(40, "together", **one, **pools)
+    owner = np.repeat(ids, 20)
+    week.add(owner, week.human_times(owner))
+    population = populate(read_traffic(week.write(tmp_path)), GuardSettings())
+    at = np.array([int(name[1:]) >= 900 for name in population.traffic.names.astype(str)])
+    members = np.unique(population.customer_of[at]).astype(np.int64)
+    reference = reference_of(population, np.ones(population.customers, dtype=bool))
+    bars = Effort(GuardSettings(), 999, np.random.default_rng(1))
+    (found,) = shared_test("infrastructure", members, reference.without(members), bars)
+    assert (found.p_value <= 0.001) == together
+    assert found.effect > found.typical
 
 
 def test_accounts_that_follow_those_that_fell_silent_are_seen(population: Population) -> None:

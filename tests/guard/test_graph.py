@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from stillhouse.guard.graph import group_keys
+from stillhouse.guard.graph import group_keys, pair_share
 from stillhouse.guard.keys import KeyTable
 
 CUSTOMERS = 5000
@@ -77,3 +77,14 @@ def test_a_tight_template_is_not_lost_in_a_loose_component() -> None:
     label = grouped(table(*template, *phrases), share=1.0)
     assert len(set(label[:20].tolist())) == 1
     assert not set(label[:20].tolist()) & set(label[20:].tolist())
+
+
+def test_wordings_of_one_template_are_told_from_a_chain_of_phrases() -> None:
+    rng = np.random.default_rng(4)
+    wordings = table(*[rng.choice(90, 36, replace=False) for _ in range(20)])
+    chain = table(*[np.arange(8 * i, 8 * i + 12) for i in range(20)])
+    whole = table(np.arange(CUSTOMERS))
+    assert pair_share(wordings.incidence(90)) > 0.95
+    assert pair_share(chain.incidence(164)) < 0.2
+    assert pair_share(whole.incidence(CUSTOMERS)) == 1.0
+    assert pair_share(whole.incidence(CUSTOMERS)[:1]) == 0.0
