@@ -33,8 +33,8 @@ _VOLUMES = (8, 64, 512)
 program. 26 a day over a week, the reported campaigns' rate, lies in the third."""
 _SCORING = (
     "fewest_customers", "one_customer_accounts", "popular_share", "popular_customers", "linked",
-    "disjoint_share", "cohesion", "unshared", "per_customer", "same_schedule", "even_load",
-    "counted", "sharing", "families", "bin_hours", "most_tested", "family_level",
+    "disjoint_share", "cohesion", "unshared", "one_place", "per_customer", "same_schedule",
+    "even_load", "counted", "sharing", "families", "bin_hours", "most_tested", "family_level",
 )  # fmt: skip
 """Settings on which scores depend."""
 _WINDOW = 0.25

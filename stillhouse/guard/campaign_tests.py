@@ -3,8 +3,8 @@
     a cluster's sub-streams + everybody else's streams -> p-values and effects by family
 
 The null of every test: given volume, kind and daily phase, the cluster's customers are to the rest
-as any random group. What found a cluster never tests it: content is compared by what a template
-does not imply (narrow focus, no repeats), timing on days that found nothing, and the fixed traits
+as any random group. What found a cluster never tests it: content and timing are compared on days
+that found nothing, and the fixed traits
 (payment, sign-up) only where they were not the link.
 """
 
@@ -32,6 +32,7 @@ __all__ = [
     "load_balance",
     "model_switch",
     "profile_tests",
+    "seen_again",
     "shared_test",
     "successions",
 ]
@@ -157,6 +158,28 @@ def row_sums(table: npt.NDArray[np.float32], index: Ints) -> Floats:
     return np.asarray(chosen @ table, dtype=np.float64)
 
 
+def seen_again(members: Ints, again: Ints, reference: Reference, effort: Effort) -> list[Finding]:
+    """Whether a template's customers send it on the other days, more than random ones do.
+
+    Args:
+        members: customers that the finding half linked.
+        again: all customers who sent it in the testing half, members or not.
+        reference: what is drawn from.
+        effort: how much is drawn.
+    """
+    members = effort.some(members)
+    if len(members) < _FEWEST_ROWS or len(reference.free) < _FEWEST_POOL:
+        return []
+    sent = np.zeros(reference.population.customers)
+    sent[again] = 1
+
+    def statistics(index: Ints) -> Floats:
+        return sent[index].sum(axis=1)[:, None]
+
+    test, n = "template again", float(len(members))
+    return _by_size("content", test, members, statistics, reference, effort, n)
+
+
 # ---- load balance ----
 
 
@@ -213,7 +236,7 @@ def shared_test(family: str, members: Ints, reference: Reference, effort: Effort
         return []
 
     def statistics(index: Ints) -> Floats:
-        packed, _ = _held_by(index, held)
+        packed, _ = _held_by(index, held.incidence)
         packed.sort()
         which = packed[1:][packed[1:] == packed[:-1]]
         rarity = held.rarity[which % len(held.rarity)]
@@ -236,13 +259,13 @@ def _belong_together(family: str, members: Ints, reference: Reference, effort: E
         return pair_share(held.incidence[members]) >= effort.settings.cohesion
     groups = reference.by_size.matching(members, [reference.population.size_class[members]])
     few = np.concatenate([members[None], groups.draw(_GROUPS_TO_COMPARE, effort.rng)])
-    share = _sharers(few, held) / len(members)
+    share = _sharers(few, held, reference.places) / len(members)
     return bool(share[0] - np.median(share[1:]) >= effort.settings.sharing)
 
 
-def _held_by(index: Ints, held: Held) -> tuple[Ints, Ints]:
+def _held_by(index: Ints, incidence: sparse.csr_matrix) -> tuple[Ints, Ints]:
     """Group and key of each key that a customer of a group has, packed, and whose it is."""
-    starts, keys, kinds = held.incidence.indptr, held.incidence.indices, len(held.rarity)
+    starts, keys, kinds = incidence.indptr, incidence.indices, incidence.shape[1]
     first = starts[index].astype(np.int64)
     lengths = (starts[index + 1] - first).ravel()
     group = np.repeat(np.arange(len(index)), lengths.reshape(index.shape).sum(axis=1))
@@ -251,24 +274,25 @@ def _held_by(index: Ints, held: Held) -> tuple[Ints, Ints]:
     return packed, np.repeat(np.arange(index.size), lengths)
 
 
-def _sharers(index: Ints, held: Held) -> Ints:
+def _sharers(index: Ints, held: Held, places: sparse.csr_matrix) -> Ints:
     """(groups,) customers with a key of their own that another of their group has.
 
     Those at the group's commonest address do not count: one place may be an office or a campus,
     whose people have a card or a sign-up in common, too. A campaign's pools are several.
     """
-    packed, whose = _held_by(index, held)
-    kinds = len(held.rarity)
-    own = held.own[packed % kinds]
+    packed, whose = _held_by(index, held.incidence)
+    own = held.own[packed % len(held.rarity)]
     packed, whose = packed[own], whose[own]
-    key, at, count = np.unique(packed, return_inverse=True, return_counts=True)
+    _, at, count = np.unique(packed, return_inverse=True, return_counts=True)
     some = np.zeros(index.size, dtype=np.bool_)
     some[whose[count[at] > 1]] = True
-    places = np.flatnonzero(held.place[key % kinds])
-    order = places[np.lexsort((count[places], key[places] // kinds))]
-    commonest = np.zeros(len(key), dtype=np.bool_)
-    commonest[order[np.diff(key[order] // kinds, append=-1) != 0]] = True
-    some[whose[commonest[at]]] = False
+    there, whose = _held_by(index, places)
+    place, at, count = np.unique(there, return_inverse=True, return_counts=True)
+    group = place // max(1, places.shape[1])
+    order = np.lexsort((count, group))
+    commonest = np.zeros(len(place), dtype=np.bool_)
+    commonest[order[np.diff(group[order], append=-1) != 0]] = True
+    some[whose[commonest[at] & (count[at] > 1)]] = False
     return some.reshape(index.shape).sum(axis=1)
 
 

@@ -56,6 +56,9 @@ class Cluster:
     """Rows of its events in both halves, ascending."""
     benign: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """(keys,) benign customers of each key in the calibration."""
+    again: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Customers, at home in it or not, who have an event with one of its keys in the testing
+    half."""
 
     @cached_property
     def customers(self) -> npt.NDArray[np.int32]:
@@ -129,10 +132,15 @@ def _by_content(
     group, pairs = _joined(population, group, pairs, settings, frozen)
     keys = _carrying(population, table, group, pairs)
     table, group = table.chosen(keys), group[keys]
-    pairs = _cores(population, _events_of_groups(population, table, group), settings)
+    everybody = _events_of_groups(population, table, group)
+    pairs = _cores(population, everybody, settings)
     keep = _worth_testing(population, pairs, settings)
     found = _as_clusters(population, "content", table, group, pairs, keep, frozen)
-    return [cluster for cluster in found if cluster.cohesion >= settings.cohesion]
+    return [
+        replace(cluster, again=_again(population, everybody, int(number)))
+        for number, cluster in zip(keep, found, strict=True)
+        if cluster.cohesion >= settings.cohesion
+    ]
 
 
 def _by_infrastructure(
@@ -239,6 +247,13 @@ def _carrying(
     largest = np.zeros(groups, dtype=np.int64)
     np.maximum.at(largest, group, table.customers)
     return table.customers >= np.minimum(_CARRYING * members, largest / 4)[group]
+
+
+def _again(population: Population, pairs: Hashes, group: int) -> Ints:
+    """Customers with an event of a group in the testing half."""
+    first, last = np.searchsorted(pairs, np.array([group, group + 1], dtype=np.uint64) << 32)
+    events = (pairs[first:last] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return np.unique(population.customer[events[population.testing[events]]]).astype(np.int64)
 
 
 def _cores(population: Population, pairs: Hashes, settings: GuardSettings) -> Hashes:

@@ -22,7 +22,7 @@ from stillhouse.guard.calibrate import Calibration
 from stillhouse.guard.clusters import find_clusters
 from stillhouse.guard.evidence import Evidence, weigh
 from stillhouse.guard.hashing import run_starts
-from stillhouse.guard.joining import join_wordings
+from stillhouse.guard.joining import join_wordings, without_crumbs
 from stillhouse.guard.keys import CONTENT, INFRASTRUCTURE, Frozen, shared_keys
 from stillhouse.guard.membership import Membership, score_accounts
 from stillhouse.guard.population import Population, populate
@@ -131,7 +131,7 @@ def _judge(
     clusters = find_clusters(population, settings, known.frozen if known else None)
     tell(f"testing {len(clusters)} clusters")
     weighed = weigh(population, clusters, settings, known.strongest if known else 0.0)
-    weighed = join_wordings(population, weighed)
+    weighed = join_wordings(population, without_crumbs(weighed, settings))
     tell("scoring accounts")
     return weighed, score_accounts(population, weighed, settings)
 

@@ -21,6 +21,7 @@ from stillhouse.guard.campaign_tests import (
     load_balance,
     model_switch,
     profile_tests,
+    seen_again,
     shared_test,
     successions,
 )
@@ -57,6 +58,8 @@ class Evidence:
     """Family -> p-value, of those tested."""
     p_value: float
     """Of "fewer than two families speak"."""
+    one_place: float
+    """Share of its customers at their commonest address."""
     q_value: float = 1.0
     wordings: int = 1
     """Clusters that were joined to this one."""
@@ -70,7 +73,8 @@ class Evidence:
         """Whether two families speak, content among them, of payloads that hardly two share.
 
         Accounts that share networks and hours but nothing they ask for are an office; what content
-        found and the other days do not show again is nothing; shared exercises are a class.
+        found and the other days do not show again is nothing; those who share exercises or a campus
+        are a class.
         """
         level = settings.family_level
         untested = 1.0 if self.cluster.family == "content" else 0.0
@@ -82,9 +86,13 @@ class Evidence:
 
 
 def _may_be_called(evidence: Evidence, settings: GuardSettings) -> bool:
-    """Whether hardly two customers share a payload; known from the finding half, before any test."""
+    """Whether hardly two customers share a payload, and most are not at one place: both known
+    before any test.
+    """
     disjoint = evidence.cluster.disjoint
-    return disjoint == 0 or disjoint >= settings.unshared
+    return evidence.one_place < settings.one_place and (
+        disjoint == 0 or disjoint >= settings.unshared
+    )
 
 
 def weigh(
@@ -180,7 +188,10 @@ def _one(cluster: Cluster, reference: Reference, settings: GuardSettings) -> Evi
     """A cluster's evidence, with few draws first."""
     findings = _findings(cluster, reference, settings, 1, FIRST_DRAWS, settings.families)
     families = family_p_values(findings)
-    evidence = Evidence(cluster, findings, families, at_least_two(list(families.values())))
+    evidence = Evidence(
+        cluster, findings, families, at_least_two(list(families.values())),
+        reference.one_place(cluster.customers),
+    )  # fmt: skip
     if sum(p <= _GIVEN_UP for p in families.values()) >= 2:
         _redraw(evidence, reference, settings, 2, _SECOND_DRAWS, _GIVEN_UP)
     return evidence
@@ -220,6 +231,8 @@ def _findings(
             found += shared_test(family, members, reference, effort)
     if "succession" in families:
         found += successions(members, reference, effort)
+    if by_content and "content" in families:
+        found += seen_again(members, cluster.again, reference, effort)
     if not by_content:  # whole streams: nothing narrows them to one template
         found = [f for f in found if f.test not in _OF_TEMPLATES]
     return [f for f in found if f.family in families]

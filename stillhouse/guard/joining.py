@@ -23,8 +23,9 @@ from stillhouse.guard.evidence import Evidence
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.keys import KeyTable
 from stillhouse.guard.population import Population
+from stillhouse.guard.settings import GuardSettings
 
-__all__ = ["join_wordings"]
+__all__ = ["join_wordings", "without_crumbs"]
 
 _SUSPECT = 0.01
 """p-value of a cluster from which it may be part of a campaign."""
@@ -36,6 +37,24 @@ _BEYOND_ALL = 3.0
 _MADE_UP = 0.9
 _SAMPLE = 1000
 _NOTHING = np.uint32(0xFFFFFFFF)
+
+
+def without_crumbs(weighed: list[Evidence], settings: GuardSettings) -> list[Evidence]:
+    """Clusters that are something beyond the stronger ones: without their customers, enough are
+    left. A phrase that some accounts of a campaign have in common with a few strangers is called
+    for what the campaign does, and is left out.
+    """
+    kept: list[Evidence] = []
+    claimed = np.zeros(0, dtype=np.int64)
+    for evidence in sorted(weighed, key=lambda e: (e.q_value, e.p_value, -e.cluster.founders)):
+        calls = evidence.q_value <= settings.false_discovery_rate and evidence.speaks(settings)
+        own = np.setdiff1d(evidence.cluster.customers, claimed)
+        if 0 < len(own) < settings.fewest_customers:  # of none it is a part, and joined later
+            continue
+        kept.append(evidence)
+        if calls and evidence.cluster.family == "content":
+            claimed = np.union1d(claimed, evidence.cluster.customers)
+    return kept
 
 
 def join_wordings(population: Population, weighed: list[Evidence]) -> list[Evidence]:

@@ -16,7 +16,7 @@ import scipy.sparse as sparse
 
 from stillhouse.guard.draws import Candidates
 from stillhouse.guard.hashing import Ints
-from stillhouse.guard.keys import KeyTable
+from stillhouse.guard.keys import KeyTable, shared_keys
 from stillhouse.guard.population import Population
 from stillhouse.guard.profiles import CLASSES, Streams
 from stillhouse.guard.traffic import HOUR
@@ -48,8 +48,6 @@ class Held:
     """(keys,) logarithm of all customers over the key's."""
     own: npt.NDArray[np.bool_]
     """(keys,) whether sharing it means to belong together."""
-    place: npt.NDArray[np.bool_]
-    """(keys,) whether it is an address."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Reference:
         free = self.open.copy()
         free[members] = False
         other = Reference(self.population, self.streams, free, self.tables)
-        for made in ("held", "lives", "switches"):  # of all customers, whoever may be drawn
+        for made in ("held", "lives", "places", "switches"):  # of all customers, whoever may be drawn
             other.__dict__[made] = getattr(self, made)
         return other
 
@@ -144,9 +142,19 @@ class Reference:
                     table.incidence(self.population.customers),
                     np.log(self.population.customers / table.customers),
                     np.array(table.kinds)[table.kind] != _ANYBODYS,
-                    np.array(table.kinds)[table.kind] == "address",
                 )  # fmt: skip
         return out
+
+    @cached_property
+    def places(self) -> sparse.csr_matrix:
+        """(customers, addresses) who was seen where, of addresses that two have or more."""
+        table = shared_keys(self.population, ("address",), None, fewest=2)
+        return table.incidence(self.population.customers)
+
+    def one_place(self, members: Ints) -> float:
+        """Share of these customers who were seen at their commonest address."""
+        there = np.bincount(self.places[members].indices, minlength=1)
+        return float(there.max() / max(1, len(members)))
 
     @cached_property
     def lives(self) -> tuple[npt.NDArray[np.float32], int]:

@@ -52,6 +52,9 @@ class GuardSettings(Settings):
     per_customer: Annotated[float, Field(ge=1)] = 2.0
     """Least events of a template per customer and half of the window; below it nothing can be said
     about their timing."""
+    one_place: Share = 0.8
+    """Share of a cluster's customers at one address from which it is not called for review: an
+    office, a campus. It is observed, and its page says so."""
 
     same_schedule: Annotated[float, Field(gt=0)] = 0.5
     """Least ratio of coincidences in time between customers to those within one from which a

@@ -80,6 +80,18 @@ def test_members_rank_above_everybody_else(tmp_path: Path) -> None:
     assert (score[kind == "campaign"] > threshold).mean() >= 0.95
 
 
+def test_strangers_who_share_a_phrase_with_members_are_not_called(tmp_path: Path) -> None:
+    week = benign_week(26)
+    strangers = week.people(3, "stranger")
+    members = week.campaign(100, cover=0.5, shared=True)
+    owner = np.repeat(np.concatenate([strangers, members[:4]]), 12)
+    phrase = np.full(len(owner), week.hashes(1)[0])
+    week.add(owner, week.rng.uniform(0, week.days * 86_400, len(owner)), head=phrase)
+    share = called(scan_of(week, tmp_path), week)
+    assert share["campaign"] >= 0.95
+    assert share["stranger"] == 0
+
+
 def test_an_office_with_evidence_of_its_own_ranks_below_a_campaign(tmp_path: Path) -> None:
     week = benign_week(25)
     week.office(80)
