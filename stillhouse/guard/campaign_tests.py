@@ -19,7 +19,7 @@ import scipy.sparse as sparse
 
 from stillhouse.guard.combine import bonferroni, tippett
 from stillhouse.guard.draws import Candidates, Groups, count_p_values, counted
-from stillhouse.guard.graph import pair_share
+from stillhouse.guard.graph import columns_of, pair_share
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.profiles import Layout, Streams
 from stillhouse.guard.reference import SLOT, Held, Reference
@@ -108,7 +108,7 @@ def profile_tests(cluster: Streams, reference: Reference, effort: Effort) -> lis
     )
     n, p = len(entering), found.p_values.tolist()
     seen, usual = found.observed, found.typical
-    if np.exp(seen[0]) < effort.settings.same_schedule:  # significant, perhaps, but no single schedule
+    if np.exp(seen[0]) < effort.settings.same_schedule:  # significant, but no single schedule
         p[0] = 1.0
     return [
         Finding("timing", "one schedule", p[0], float(np.exp(seen[0])), float(np.exp(usual[0])), n),
@@ -265,7 +265,7 @@ def _belong_together(family: str, members: Ints, reference: Reference, effort: E
 
 def _held_by(index: Ints, incidence: sparse.csr_matrix) -> tuple[Ints, Ints]:
     """Group and key of each key that a customer of a group has, packed, and whose it is."""
-    starts, keys, kinds = incidence.indptr, incidence.indices, incidence.shape[1]
+    starts, keys, kinds = incidence.indptr, incidence.indices, columns_of(incidence)
     first = starts[index].astype(np.int64)
     lengths = (starts[index + 1] - first).ravel()
     group = np.repeat(np.arange(len(index)), lengths.reshape(index.shape).sum(axis=1))
@@ -288,7 +288,7 @@ def _sharers(index: Ints, held: Held, places: sparse.csr_matrix) -> Ints:
     some[whose[count[at] > 1]] = True
     there, whose = _held_by(index, places)
     place, at, count = np.unique(there, return_inverse=True, return_counts=True)
-    group = place // max(1, places.shape[1])
+    group = place // max(1, columns_of(places))
     order = np.lexsort((count, group))
     commonest = np.zeros(len(place), dtype=np.bool_)
     commonest[order[np.diff(group[order], append=-1) != 0]] = True

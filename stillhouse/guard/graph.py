@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.keys import KeyTable
 
-__all__ = ["communities", "group_keys", "pair_share", "phi_links"]
+__all__ = ["columns_of", "communities", "group_keys", "pair_share", "phi_links"]
 
 _MOST_KEYS_OF_A_CUSTOMER = 400
 """A customer with more shared keys is a hub (a reseller, an aggregator) and links nothing: pairs of
@@ -66,13 +66,19 @@ def phi_links(
     return (links + links.T).tocsr()
 
 
+def columns_of(matrix: sparse.csr_matrix) -> int:
+    """How many columns; scipy's types think that a shape may be missing."""
+    rows_columns: tuple[int, int] = matrix.get_shape()
+    return rows_columns[1]
+
+
 def pair_share(incidence: sparse.csr_matrix) -> float:
     """Probability that two rows of an incidence have a column in common; 0 of fewer than two.
 
     One for a template, a little less for many wordings of one. Phrases of which each is shared by
     a few, and others by a few of those, are a chain: through the writers of a language, say.
     """
-    rows = incidence.shape[0]
+    rows = len(incidence.indptr) - 1
     if rows > _COMPARED:  # every so many, in whatever order they come
         incidence = incidence[np.linspace(0, rows - 1, _COMPARED).astype(np.int64)]
         rows = _COMPARED

@@ -66,8 +66,8 @@ def read_all(work: list[Piece], key: bytes, staging: Path, workers: int) -> Iter
     except BrokenProcessPool:
         raise DataError(
             "reading logs", "a process that reads them was killed, for want of memory perhaps",
-            "2 GiB and a processor for each", "Free memory, or read with fewer workers; a script of your own needs "
-            "`if __name__ == '__main__':` around its calls",
+            "2 GiB and a processor for each", "Free memory, or read with fewer workers; a script "
+            "of your own needs `if __name__ == '__main__':` around its calls",
         ) from None  # fmt: skip
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

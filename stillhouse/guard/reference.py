@@ -78,7 +78,8 @@ class Reference:
         free = self.open.copy()
         free[members] = False
         other = Reference(self.population, self.streams, free, self.tables)
-        for made in ("held", "lives", "places", "switches"):  # of all customers, whoever may be drawn
+        # of all customers, whoever may be drawn
+        for made in ("held", "lives", "places", "switches"):
             other.__dict__[made] = getattr(self, made)
         return other
 
@@ -151,7 +152,7 @@ class Reference:
         table = shared_keys(self.population, ("address",), None, fewest=2)
         return table.incidence(self.population.customers)
 
-    def one_place(self, members: Ints) -> float:
+    def one_place(self, members: npt.NDArray[np.integer]) -> float:
         """Share of these customers who were seen at their commonest address."""
         there = np.bincount(self.places[members].indices, minlength=1)
         return float(there.max() / max(1, len(members)))
