@@ -270,7 +270,7 @@ def _influence(teacher: Any, batches: Sequence[Packed]) -> list[float]:
 
 
 # The first layer makes the residual stream what it is (influence .99 in every model looked at);
-# after the first round only the cheapest removals of the round before are tried again.
+# after the first round only the removals that were cheapest when last tried are tried again.
 _NEVER_REMOVED = 0
 _CANDIDATES = 12
 
@@ -282,24 +282,24 @@ def _greedy(
     layers = layers_of(teacher)
     kept = list(range(len(layers)))
     candidates = [i for i in kept if i != _NEVER_REMOVED]
+    known: dict[int, float] = {}
     wanted = network_logprobs(teacher, batch)
     progress.start("choosing layers", len(layers) - count, "layers removed")
     while len(kept) > count:
-        costs: list[tuple[float, int]] = []
         hidden, where = embedded(teacher, batch)
         for place, number in enumerate(kept):  # what comes before a removed layer is computed once
             if number in candidates:
                 without = hidden
                 for later in kept[place + 1 :]:
                     without = after_layer(layers[later], without, where)
-                kl = kl_sum(answer_logprobs(teacher, without, batch), wanted) / len(batch.at)
-                costs.append((kl, number))
+                lost = kl_sum(answer_logprobs(teacher, without, batch), wanted) / len(batch.at)
+                known[number] = float(lost)
             hidden = after_layer(layers[number], hidden, where)
-        costs.sort()
-        kl, removed = costs[0]
+        removed = min(candidates, key=lambda number: (known[number], number))
+        kl = known.pop(removed)
         kept.remove(removed)
         record.removed.append({"layer": removed, "kl_nats": round(kl, 4)})
-        candidates = [number for _, number in costs[1 : _CANDIDATES + 1]]
+        candidates = sorted(known, key=lambda number: (known[number], number))[:_CANDIDATES]
         progress.advance(len(layers) - len(kept), f"KL {kl:.2f} nats")
     progress.finish(f"removed {[int(r['layer']) for r in record.removed]}")
     return kept

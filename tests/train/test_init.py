@@ -12,6 +12,7 @@ from stillhouse.config import StudentSettings
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.exchange import Exchange
 from stillhouse.models.local import LocalModel
+from stillhouse.train import init
 from stillhouse.train.init import from_checkpoint, from_scratch, prune
 from stillhouse.train.layers import layers_of
 from stillhouse.train.narrow import keep_neurons
@@ -47,6 +48,16 @@ def test_influence_is_one_less_the_cosine_around_a_layer(
     assert record.influence[2] == pytest.approx(float((1 - cosine).mean()), abs=2e-4)
     least = sorted(range(6), key=lambda i: record.influence[i])[:3]
     assert record.kept_layers == [i for i in range(6) if i not in least]
+
+
+def test_greedy_removal_goes_on_when_few_removals_are_tried_again(
+    teacher: LocalModel, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(init, "_CANDIDATES", 1)
+    one = StudentSettings(layers=1, choose="greedy", heal=False, measure_tokens=200)
+    _, record = prune(teacher.network, examples, one)
+    assert record.kept_layers == [0]
+    assert sorted(int(r["layer"]) for r in record.removed) == [1, 2, 3, 4, 5]
 
 
 def test_greedy_removal_is_no_worse_than_every_other_single_removal(
