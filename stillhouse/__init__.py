@@ -1,8 +1,9 @@
 """Stillhouse: distil a student, guard an API, audit a suspect.
 
 One documented entry per verb, resolved on first use: `stillhouse.collect(...)`,
-`stillhouse.train(...)`, `stillhouse.evaluate(...)` and `stillhouse.audit_twin(...)`,
-`.audit_watermark`, `.audit_identity`, `.audit_verify` are the functions the command line calls. A
+`stillhouse.train(...)`, `stillhouse.evaluate(...)`, `stillhouse.audit_twin(...)`,
+`.audit_watermark`, `.audit_identity`, `.audit_verify` and `stillhouse.guard_scan(...)`,
+`.guard_calibrate`, `.guard_export`, `.guard_simulate` are the functions the command line calls. A
 verb that has a room to itself bears its name, so the room itself can be called.
 """
 
@@ -23,6 +24,10 @@ _FUNCTIONS = {
     "audit_twin": ("audit.twin_audit", "twin_audit"),
     "audit_verify": ("audit.verify", "verify"),
     "audit_watermark": ("audit.watermark_audit", "watermark_audit"),
+    "guard_calibrate": ("guard.scan", "guard_calibrate"),
+    "guard_export": ("guard.export", "guard_export"),
+    "guard_scan": ("guard.scan", "guard_scan"),
+    "guard_simulate": ("guard.simulate", "simulate"),
 }
 
 __all__ = [
@@ -33,6 +38,10 @@ __all__ = [
     "audit_watermark",
     "collect",
     "evaluate",
+    "guard_calibrate",
+    "guard_export",
+    "guard_scan",
+    "guard_simulate",
     "train",
 ]
 
@@ -43,6 +52,9 @@ if TYPE_CHECKING:
     from stillhouse.audit.watermark_audit import watermark_audit as audit_watermark
     from stillhouse.collect.run import collect
     from stillhouse.evaluate.fidelity import evaluate
+    from stillhouse.guard.export import guard_export
+    from stillhouse.guard.scan import guard_calibrate, guard_scan
+    from stillhouse.guard.simulate import simulate as guard_simulate
     from stillhouse.train.loop import train
 
 

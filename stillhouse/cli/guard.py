@@ -142,6 +142,7 @@ def export(
     *,
     out: Path,
     log: tuple[Path, ...] = (),
+    served: Path | None = None,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Write a campaign's exchanges as a store, for `stillhouse audit twin`.
@@ -156,12 +157,16 @@ def export(
         The store.
     log
         Where the logs lie now, where they were moved; may be given repeatedly.
+    served
+        The store of what was served, whose twins lie in an escrow: its own exchanges are written
+        for those of the logs, with all settings, so that the escrow's twins fit them.
     """
     from stillhouse.guard.export import guard_export
 
     count, left_out = guard_export(
-        scan_dir, campaign, out=out, logs=log, progress=make_progress(quiet=common.quiet)
-    )
+        scan_dir, campaign, out=out, logs=log, served=served,
+        progress=make_progress(quiet=common.quiet),
+    )  # fmt: skip
     result = {"exchanges": count, "left_out": left_out, "out": str(out)}
     lines = [
         f"{count:,} exchanges in {out}",

@@ -1,19 +1,24 @@
 """A campaign's exchanges, from the logs into a store: what an audit tests a suspect against.
 
 In: a scan's folder, a campaign's id, logs. Out: a store of the exchanges of its sub-stream, chosen
-by what was asked alone: by the keys of requests that link the campaign, never by an answer.
+by what was asked alone: by the keys of requests that link the campaign, never by an answer. Where
+the provider keeps what it served in a store, its own exchanges are written in the logs' place: with
+the sampling settings that logs leave out, and under the ids that an escrow committed to.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from stillhouse.errors import ConfigError, DataError, nearest
+from stillhouse.exchange import Exchange, canonical_json
 from stillhouse.guard.reread import read_back
 from stillhouse.report import Progress, Silent
 from stillhouse.store import Store
@@ -25,8 +30,9 @@ _AT_ONCE = 1000
 
 
 def guard_export(
-    scan: Path, campaign: str, *, out: Path, logs: Sequence[Path] = (), progress: Progress = _SILENT
-) -> tuple[int, dict[str, int]]:
+    scan: Path, campaign: str, *, out: Path, logs: Sequence[Path] = (), served: Path | None = None,
+    progress: Progress = _SILENT,
+) -> tuple[int, dict[str, int]]:  # fmt: skip
     """Exchanges that were written, and reasons with how many requests make none.
 
     Args:
@@ -34,6 +40,8 @@ def guard_export(
         campaign: id, as in campaigns.json.
         out: the store; exchanges that are there already are kept once.
         logs: where the logs lie now, if they were moved.
+        served: the provider's store of what it served; its exchanges with the prompts and answers
+            of the logs are written.
         progress: told how far it is.
 
     Raises:
@@ -56,15 +64,42 @@ def guard_export(
         )  # fmt: skip
     refs = zip(own["file"].to_pylist(), own["offset"].to_pylist(), strict=True)
     progress.start("reading the logs again", own.num_rows, "exchanges")
-    done, waiting, left_out = 0, [], Counter[str]()
+    left_out = Counter[str]()
+    found: Iterable[Exchange] = read_back(scan, refs, logs, left_out=left_out)
+    if served is not None:
+        found = _as_served(found, served, left_out)
+    done = 0
     with Store(out) as store:
-        for exchange in read_back(scan, refs, logs, left_out=left_out):
-            waiting.append(exchange)
-            if len(waiting) == _AT_ONCE:
-                done += store.append_many(waiting)
-                waiting = []
-                progress.advance(done)
-        done += store.append_many(waiting)
+        for some in _batches(found, _AT_ONCE):
+            done += store.append_many(some)
+            progress.advance(done)
         store.seal()
     progress.finish(f"{done:,} exchanges in {out}")
     return done, dict(left_out)
+
+
+def _batches(exchanges: Iterable[Exchange], size: int) -> Iterator[list[Exchange]]:
+    """So many at a time."""
+    source = iter(exchanges)
+    while some := list(islice(source, size)):
+        yield some
+
+
+def _as_served(
+    logged: Iterable[Exchange], served: Path, left_out: Counter[str]
+) -> Iterator[Exchange]:
+    """The store's exchanges that asked and answered as the logs say; of equal ones the first."""
+    wanted = Counter(map(_said, logged))
+    with Store(served, "r") as store:
+        for exchange in store:
+            if wanted.pop(_said(exchange), 0):
+                yield exchange
+    if wanted:
+        left_out["not in the store of what was served"] += wanted.total()
+
+
+def _said(exchange: Exchange) -> bytes:
+    """A digest of what was asked and answered, without settings, times and names."""
+    asked = [[m.role, [[p.kind, p.text, p.uri] for p in m.content]] for m in exchange.prompt]
+    calls = [[call.name, call.arguments] for call in exchange.response.tool_calls]
+    return sha256(canonical_json([asked, exchange.response.text, calls]).encode()).digest()

@@ -161,6 +161,24 @@ def test_a_campaigns_exchanges_are_exported_from_the_logs(range_: Path, tmp_path
     asked = pq.read_table(tmp_path / "traffic" / "exchanges.parquet").num_rows
     assert len(own) > 0.8 * asked
     assert {e.account for e in own} <= planted
+    again, missing = guard_export(
+        found.folder, one["id"], out=tmp_path / "as-served", served=tmp_path / "answers"
+    )
+    with Store(tmp_path / "as-served", "r") as store, Store(tmp_path / "answers", "r") as answers:
+        ids = store.ids()
+        assert len(ids) == again == len({(e.prompt, e.response.text) for e in own})
+        assert set(ids) <= set(answers.ids())  # the provider's own, settings and all
+        few = next(iter(answers))
+    assert missing.get("not in the store of what was served", 0) == count - len(own)
+    with Store(tmp_path / "few") as store:
+        store.append(few)
+        store.seal()
+    again, missing = guard_export(
+        found.folder, one["id"], out=tmp_path / "less", served=tmp_path / "few"
+    )
+    held = sum((e.prompt, e.response.text) == (few.prompt, few.response.text) for e in own)
+    assert again == min(held, 1)
+    assert missing["not in the store of what was served"] == count - held
 
 
 @pytest.mark.parametrize("name", ['<img src=x onerror="a()">', "\x1b[31mred\x1b[0m", "a‮b"])
