@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install weights distill test test-slow check format docs clean
+.PHONY: help install weights distill story test test-slow check format docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ weights: install ## the teacher's weights, into the cache folder
 
 distill: weights ## the main job: a student from a teacher, in about 12 minutes on two cores
 	$(BIN)/stillhouse distill examples/quickstart.yaml
+
+story: weights ## all three sides in one run: a campaign simulated, found, and its student recognised
+	$(BIN)/python examples/whole_story.py
 
 test: install weights ## the default test suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2

@@ -1,0 +1,352 @@
+"""The whole story in one run: a campaign is simulated, found, and its student is recognised.
+
+    make story                                             some 15 minutes on two cores
+    python examples/whole_story.py --seed 8 --out runs/story-8
+
+A provider's week is simulated: some 2,400 benign accounts, and one campaign of 30 accounts that
+hides about 200 exchanges among cover traffic. The embedded teacher really answers these, twice
+each, and a secret coin says which answer is served. Guard scans the week's log, finds the campaign
+and exports its exchanges. Two students of one kind are distilled: the suspect learns the served
+answers, the control learns other answers of the same teacher to the same prompts, which makes it
+the hardest innocent there is. Audit tests both against what guard exported, and seals bundles that
+anybody can verify.
+
+OUT/report.html tells it on one page; OUT/story.json holds the figures. Stop it at any time and run
+the same command again: it goes on. Nobody is contacted; nothing leaves this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+import stillhouse
+from stillhouse.audit.functions import FUNCTIONS
+from stillhouse.audit.settings import TwinSettings
+from stillhouse.cli.pipeline import run_stages
+from stillhouse.cli.terminal import duration, make_progress
+from stillhouse.config import CollectSettings, load_recipe
+from stillhouse.errors import StillhouseError
+from stillhouse.guard.settings import GuardSettings
+from stillhouse.guard.simulate_settings import SimulateSettings
+from stillhouse.memory import give_back_memory
+from stillhouse.report import Progress, page_template, stylesheet, write_text
+from stillhouse.store import Store
+
+TEACHER = "smollm2-135m"
+CAMPAIGN = {
+    "name": "harvest", "accounts": 30, "capability": "reasoning_elicitation",
+    "exchanges_are": "campaign", "exchanges_per_day": 200 / 30 / 7, "cover": 0.5,
+    "paraphrase": "templates", "rewordings": 3, "signup": "burst",
+}  # fmt: skip
+BENIGN = 2500  # of which some API customers stay silent
+# What llama.cpp's server does when nothing is said; short answers, so that a viewer stays.
+ASKED = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "max_tokens": 64,
+         "engine": "local", "top_logprobs": 0}  # fmt: skip
+STUDENT = {"layers": 20, "teach_identity": False}
+TRAIN = {"targets": "hard", "learning_rate": 2.0e-4, "epochs": 3, "batch_tokens": 1000,
+         "validation_exchanges": 0, "checkpoint_seconds": 60}  # fmt: skip
+
+
+class Story:
+    """A folder, and what has been done there: `stages.json` has each stage's result and seconds."""
+
+    def __init__(self, folder: Path, seed: int, progress: Progress) -> None:
+        """Go on with a story, or begin one.
+
+        Raises:
+            SystemExit: the folder holds the story of another seed.
+        """
+        self.folder, self.seed, self.progress = folder, seed, progress
+        folder.mkdir(parents=True, exist_ok=True)
+        self._record = folder / "stages.json"
+        self.stages: dict[str, Any] = {"seed": seed}
+        if self._record.exists():
+            self.stages = json.loads(self._record.read_text("utf-8"))
+        if self.stages["seed"] != seed:
+            told = self.stages["seed"]
+            sys.exit(f"{folder} holds the story of seed {told}: name another --out for {seed}")
+
+    def stage(self, name: str, line: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a stage, done once."""
+        number = 1 + [chapter.__name__ for chapter in CHAPTERS].index(name)
+        self.progress.say("")
+        self.progress.say(f"[{number}/{len(CHAPTERS)}] {line}")
+        if name not in self.stages:
+            began = time.monotonic()
+            result = work()
+            give_back_memory()
+            self.stages[name] = {**result, "seconds": round(time.monotonic() - began, 1)}
+            write_text(self._record, json.dumps(self.stages, indent=1) + "\n")
+        return self.stages[name]
+
+    def tell(self, line: str) -> None:
+        """What came of a stage, in a sentence."""
+        self.progress.say(f"  -> {line}")
+
+
+# ---- the chapters ----
+
+
+def ordinary_week(story: Story) -> None:
+    """A week of the provider without any campaign: what guard is calibrated on."""
+    done = story.stage(
+        "ordinary_week", "An ordinary week of an API provider is simulated: nobody but customers.",
+        lambda: _simulated(story, "ordinary", week=0),
+    )  # fmt: skip
+    story.tell(f"{done['events']:,} requests of {done['accounts']:,} accounts")
+
+
+def asked(story: Story) -> None:
+    """The next week, with the campaign in it; what it asks is written down."""
+    done = story.stage(
+        "asked", "The next week a campaign of 30 accounts hides among them.",
+        lambda: _simulated(story, "asked", week=1, campaigns=(CAMPAIGN,)),
+    )  # fmt: skip
+    story.tell(f"{done['campaign_events']} of {done['events']:,} requests are the campaign's own")
+
+
+def served(story: Story) -> None:
+    """The teacher answers the campaign, twice each; a secret coin says which answer is served."""
+    done = story.stage(
+        "served", f"The teacher {TEACHER} answers the campaign, twice each; a coin picks.",
+        lambda: _collected(story, "served", seed=story.seed, escrow=story.folder / "escrow"),
+    )  # fmt: skip
+    story.tell(f"{done['exchanges']} answers served, their twins locked away in escrow")
+
+
+def logged(story: Story) -> None:
+    """The same week again, and the log holds the answers."""
+    done = story.stage(
+        "logged", "The provider's log of that week, with the answers in it.",
+        lambda: _simulated(
+            story, "week", week=1, campaigns=(CAMPAIGN,), answers=story.folder / "served"
+        ),
+    )  # fmt: skip
+    story.tell(f"{done['events']:,} lines, {done['megabytes']} MB")
+
+
+def found(story: Story) -> None:
+    """Guard is calibrated on the ordinary week and scans the other."""
+    done = story.stage(
+        "found", "Guard learns what is ordinary and scans the week, 30 of 2,400 to find.",
+        lambda: _scanned(story),
+    )  # fmt: skip
+    story.tell(
+        f"{done['members_called']} of {done['members']} accounts of the campaign called for "
+        f"review, and {done['false_accounts']} of {done['benign']:,} others"
+    )
+
+
+def exported(story: Story) -> None:
+    """What the campaign obtained, out of the log, as the exchanges that the escrow knows."""
+    done = story.stage(
+        "exported", "Guard exports what the campaign obtained.", lambda: _exported(story)
+    )
+    story.tell(f"{done['exchanges']} exchanges, chosen by what was asked and never by an answer")
+
+
+def others(story: Story) -> None:
+    """Other answers of the same teacher to the same prompts, for the control."""
+    done = story.stage(
+        "others", "For the innocent control the teacher answers the same prompts once more.",
+        lambda: _collected(story, "others", seed=story.seed + 1000),
+    )  # fmt: skip
+    story.tell(f"{done['exchanges']} other answers")
+
+
+def suspect(story: Story) -> None:
+    """A student of the served answers."""
+    _student(story, "suspect", "The suspect is distilled from the answers the campaign obtained.")
+
+
+def control(story: Story) -> None:
+    """A student of the other answers."""
+    _student(story, "control", "The control is distilled from the other answers.")
+
+
+def audited(story: Story) -> None:
+    """Both are tested against what guard exported, and everything is sealed."""
+    done = story.stage(
+        "audited", "Audit asks both students which of two answers they find more likely.",
+        lambda: _audited(story),
+    )  # fmt: skip
+    for name in ("suspect", "control"):
+        one = done[name]
+        story.tell(
+            f"{name}: {one['verdict']}, p = {one['p_value']:.2g}; {one['share']:.0%} of "
+            f"{one['n']} pairs lean to the served answer"
+        )
+
+
+CHAPTERS = (
+    ordinary_week, asked, served, logged, found, exported, others, suspect, control, audited,
+)  # fmt: skip
+
+
+# ---- what they do ----
+
+
+def _simulated(story: Story, name: str, **changes: Any) -> dict[str, Any]:
+    out = story.folder / name
+    shutil.rmtree(out, ignore_errors=True)  # a simulation that was stopped begins anew
+    spec = {"seed": story.seed, "benign": {"accounts": BENIGN}, **changes}
+    made = stillhouse.guard_simulate(SimulateSettings.model_validate(spec), out, story.progress)
+    return {"accounts": made.accounts, "events": made.events,
+            "campaign_events": made.campaign_events, "megabytes": round(made.bytes / 1e6)}  # fmt: skip
+
+
+def _collected(story: Story, name: str, **changes: Any) -> dict[str, Any]:
+    prompts = story.folder / "asked" / "prompts" / f"{CAMPAIGN['name']}.jsonl"
+    settings = CollectSettings(prompts=(prompts,), **ASKED, **changes)
+    store = story.folder / name
+    stillhouse.collect(settings, teacher=TEACHER, store=store, progress=story.progress)
+    with Store(store, "r") as opened:
+        return {"exchanges": len(opened)}
+
+
+def _scanned(story: Story) -> dict[str, Any]:
+    benign, folder = story.folder / "benign.cal", story.folder
+    stillhouse.guard_calibrate(
+        GuardSettings(), logs=[folder / "ordinary" / "logs"], out=benign, progress=story.progress
+    )
+    scan = stillhouse.guard_scan(
+        GuardSettings(), logs=[folder / "week" / "logs"], out=folder / "scan", calibration=benign,
+        progress=story.progress,
+    )  # fmt: skip
+    truth = pq.read_table(folder / "week" / "truth.parquet", columns=["account", "campaign"])
+    members = {row["account"] for row in truth.to_pylist() if row["campaign"]}
+    names, words = (scan.accounts[column].to_pylist() for column in ("account", "decision"))
+    called = {name for name, word in zip(names, words, strict=True) if word == "review"}
+    review = [c for c in scan.campaigns if c["decision"] == "review"]
+    return {
+        "members": len(members), "members_called": len(members & called),
+        "benign": len(names) - len(members & set(names)), "false_accounts": len(called - members),
+        "campaigns": [
+            {key: c[key] for key in ("id", "accounts", "exchanges", "p_value", "q_value",
+                                     "families", "capability")} for c in review
+        ],
+    }  # fmt: skip
+
+
+def _exported(story: Story) -> dict[str, Any]:
+    out = story.folder / "exported"
+    shutil.rmtree(out, ignore_errors=True)
+    left_out: dict[str, int] = {}
+    for campaign in story.stages["found"]["campaigns"]:
+        _, left_out[campaign["id"]] = stillhouse.guard_export(
+            story.folder / "scan", campaign["id"], out=out, served=story.folder / "served",
+            progress=story.progress,
+        )  # fmt: skip
+    with Store(out, "r") as store:
+        return {"exchanges": len(store), "left_out": left_out}
+
+
+def _student(story: Story, name: str, line: str) -> None:
+    store = {"suspect": "served", "control": "others"}[name]
+    recipe = {
+        "name": name, "teacher": TEACHER, "runs": str(story.folder / "students"),
+        "exchanges": str(story.folder / store), "train": TRAIN,
+        "student": STUDENT | {"name": name.capitalize()},
+    }  # fmt: skip
+
+    def train() -> dict[str, Any]:
+        path = story.folder / f"{name}.yaml"
+        write_text(path, yaml.safe_dump(recipe, sort_keys=False))
+        loaded = load_recipe(path)
+        made = run_stages(loaded, ("train",), story.progress)
+        run_stages(loaded, ("report",), story.progress)
+        return {"exchanges": made["record"]["targets"]["exchanges"], "steps": made["steps"],
+                "parameters": made["record"]["parameters"],
+                "loss": [made["losses"][0], made["losses"][-1]]}  # fmt: skip
+
+    done = story.stage(name, line, train)
+    story.tell(
+        f"{done['exchanges']} exchanges, {done['steps']} steps, "
+        f"{done['loss'][0]:.2f} to {done['loss'][1]:.2f} nats a token"
+    )
+
+
+def _audited(story: Story) -> dict[str, Any]:
+    folder, names = story.folder, ("suspect", "control")
+    evidence = stillhouse.audit_twin(
+        TwinSettings(), suspects=[f"run:{name}" for name in names], exchanges=folder / "exported",
+        twins=folder / "escrow", teacher=TEACHER, out=folder / "bundle",
+        runs=folder / "students", progress=story.progress,
+    )  # fmt: skip
+    told: dict[str, Any] = {}
+    for number, (name, one) in enumerate(zip(names, evidence, strict=True), start=1):
+        assert isinstance(one, dict)  # neither waits for anybody's answers
+        checked = stillhouse.audit_verify(folder / "bundle" / str(number), FUNCTIONS)
+        told[name] = {
+            "p_value": one["p_value"], "n": one["n"], "verdict": one["verdict"],
+            "share": one["effect"]["value"], "low": one["effect"]["low"],
+            "high": one["effect"]["high"], "at_most": one["secondary"]["share_upper_bound"],
+            "says": one["says"], "cannot": one["cannot"], "excluded": one["excluded"],
+            "bundle": f"bundle/{number}", "root": checked.root, "verified": checked.ok,
+        }  # fmt: skip
+    return told
+
+
+# ---- what is told ----
+
+
+def tell(story: Story) -> dict[str, Any]:
+    """Write `story.json` and `report.html`; the figures."""
+    stages = story.stages
+    scan, audit = stages["found"], stages["audited"]
+    figures = {
+        "seed": story.seed,
+        "guard": {"recall": scan["members_called"] / scan["members"],
+                  "false_accounts": scan["false_accounts"], **scan},
+        "distill": {name: stages[name] for name in ("suspect", "control")}
+        | {"epochs": TRAIN["epochs"]},
+        "audit": {name: audit[name] for name in ("suspect", "control")},
+        "exchanges": {name: stages[name]["exchanges"] for name in ("served", "exported", "others")},
+        "seconds": round(sum(stages[chapter.__name__]["seconds"] for chapter in CHAPTERS), 1),
+        "seconds_by_stage": {c.__name__: stages[c.__name__]["seconds"] for c in CHAPTERS},
+        "stillhouse": stillhouse.__version__,
+    }  # fmt: skip
+    write_text(story.folder / "story.json", json.dumps(figures, indent=1) + "\n")
+    source = Path(__file__).with_name("whole_story.html.jinja").read_text("utf-8")
+    page = page_template(source).render(css=stylesheet(), s=figures, week=stages["logged"])
+    write_text(story.folder / "report.html", page)
+    return figures
+
+
+def main() -> None:
+    """Tell the story from where it stands."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/story"))
+    parser.add_argument("--seed", type=int, default=7, help="everything random follows from it")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    options = parser.parse_args()
+    story = Story(options.out.resolve(), options.seed, make_progress(quiet=options.quiet))
+    try:
+        for chapter in CHAPTERS:
+            chapter(story)
+    except StillhouseError as problem:
+        sys.exit(f"whole_story: {problem}")
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; run the same command again and it goes on in {options.out}")
+    figures = tell(story)
+    print(
+        f"\nguard: recall {figures['guard']['recall']:.3f}, {figures['guard']['false_accounts']} "
+        f"false accounts\naudit: suspect p = {figures['audit']['suspect']['p_value']:.2g}, control "
+        f"p = {figures['audit']['control']['p_value']:.2g} (share at most "
+        f"{figures['audit']['control']['at_most']:.3f})\n"
+        f"{duration(figures['seconds'])}; read {options.out / 'report.html'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
