@@ -201,8 +201,10 @@ def _simulated(story: Story, name: str, **changes: Any) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)  # a simulation that was stopped begins anew
     spec = {"seed": story.seed, "benign": {"accounts": BENIGN}, **changes}
     made = stillhouse.guard_simulate(SimulateSettings.model_validate(spec), out, story.progress)
-    return {"accounts": made.accounts, "events": made.events,
-            "campaign_events": made.campaign_events, "megabytes": round(made.bytes / 1e6)}  # fmt: skip
+    return {
+        "accounts": made.accounts, "events": made.events,
+        "campaign_events": made.campaign_events, "megabytes": round(made.bytes / 1e6),
+    }  # fmt: skip
 
 
 def _collected(story: Story, name: str, **changes: Any) -> dict[str, Any]:

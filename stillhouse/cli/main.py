@@ -16,13 +16,14 @@ from collections.abc import Sequence
 import cyclopts
 
 from stillhouse import __version__
-from stillhouse.errors import StillhouseError
+from stillhouse.errors import ConfigError, StillhouseError
 
 __all__ = ["app", "main"]
 
 app = cyclopts.App(
     name="stillhouse",
-    help="Distil a student from a teacher whose terms allow it, and measure how close it came.",
+    help="Distil a student from a teacher whose terms allow it; find extraction campaigns in an "
+    "API's logs; audit a suspect model for a teacher's answers.",
     version=__version__,
     help_format="plaintext",  # loading a markdown renderer takes a tenth of `--help`
     help_epilogue="Every command takes --json (result on stdout) and --traceback (our defects).",
@@ -66,6 +67,13 @@ for _name, _line in {
 app.command(guard)
 
 
+_EXTRAS = {
+    "orjson": "guard", "sknetwork": "guard", "torch": "train", "transformers": "train",
+    "safetensors": "train", "gguf": "train", "accelerate": "train", "sklearn": "dev",
+}  # fmt: skip
+"""Package -> the extra that installs it: a plain installation has none of them."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -76,11 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
     except cyclopts.CycloptsError:
         return 2  # cyclopts has printed what was wrong with the usage
-    except StillhouseError as error:
-        if os.environ.get("STILLHOUSE_TRACEBACK"):
+    except (StillhouseError, ModuleNotFoundError) as error:
+        told = _without_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if told is None or os.environ.get("STILLHOUSE_TRACEBACK"):
             raise
-        _print_error(error, as_json="--json" in arguments)
-        return error.exit_code
+        _print_error(told, as_json="--json" in arguments)
+        return told.exit_code
     except KeyboardInterrupt:
         print("\nStopped. What was done is kept; run the same command to go on.", file=sys.stderr)
         return 130
@@ -88,6 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _without_extra(missing: ModuleNotFoundError) -> ConfigError | None:
+    """What to install for a package that is not there; None where it is no extra's."""
+    package = (missing.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        return None
+    return ConfigError(
+        "this command", f"package '{package}' cannot be imported",
+        f"the packages of the extra '{extra}'", f"Install them: pip install 'stillhouse[{extra}]'",
+    )  # fmt: skip
 
 
 def _print_error(error: StillhouseError, *, as_json: bool) -> None:

@@ -1,5 +1,8 @@
 import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +81,17 @@ def test_report_names_the_nearest_run(
     (tmp_path / "runs/quickstart/run.yaml").write_text("name: quickstart\nteacher: x\n")
     assert main(["report", "quikstart"]) == 3
     assert "Did you mean 'quickstart'?" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['orjson'] = None; from stillhouse.cli.main import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    given = ["guard", "simulate", "examples/guard/small.yaml", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *given], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("Install them: pip install 'stillhouse[guard]'.\n")
+    assert done.stderr.count("\n") == 1
