@@ -56,6 +56,12 @@ STUDENT = {"layers": 20, "teach_identity": False}
 TRAIN = {"targets": "hard", "learning_rate": 2.0e-4, "epochs": 3, "batch_tokens": 1000,
          "validation_exchanges": 0, "checkpoint_seconds": 60}  # fmt: skip
 
+_HELDOUT = Path(__file__).resolve().parent / "prompts" / "heldout_a.jsonl"
+EVALUATE = {
+    "exchanges": 16, "prompts": [str(_HELDOUT)], "max_tokens": 64, "speed_tokens": 8,
+    "speed_repeats": 6, "identity_samples": 1,
+}  # fmt: skip
+
 
 class Story:
     """A folder, and what has been done there: `stages.json` has each stage's result and seconds."""
@@ -257,7 +263,7 @@ def _student(story: Story, name: str, line: str) -> None:
     store = {"suspect": "served", "control": "others"}[name]
     recipe = {
         "name": name, "teacher": TEACHER, "runs": str(story.folder / "students"),
-        "exchanges": str(story.folder / store), "train": TRAIN,
+        "exchanges": str(story.folder / store), "train": TRAIN, "evaluate": EVALUATE,
         "student": STUDENT | {"name": name.capitalize()},
     }  # fmt: skip
 
@@ -266,10 +272,11 @@ def _student(story: Story, name: str, line: str) -> None:
         write_text(path, yaml.safe_dump(recipe, sort_keys=False))
         loaded = load_recipe(path)
         made = run_stages(loaded, ("train",), story.progress)
-        run_stages(loaded, ("report",), story.progress)
+        report = run_stages(loaded, ("evaluate", "report"), story.progress)
         return {"exchanges": made["record"]["targets"]["exchanges"], "steps": made["steps"],
                 "parameters": made["record"]["parameters"],
-                "loss": [made["losses"][0], made["losses"][-1]]}  # fmt: skip
+                "loss": [made["losses"][0], made["losses"][-1]],
+                "kl_nats": report["held_out"]["after"]["kl_nats"]}  # fmt: skip
 
     done = story.stage(name, line, train)
     story.tell(

@@ -27,7 +27,7 @@ from stillhouse.guard.settings import GuardSettings
 
 __all__ = ["Calibration", "conformal", "strata"]
 
-_VERSION = 1
+_VERSION = 2
 _VOLUMES = (8, 64, 512)
 """Events of an account at which strata of volume part: a few tries, a light user, a regular one, a
 program. 26 a day over a week, the reported campaigns' rate, lies in the third."""
@@ -35,6 +35,7 @@ _SCORING = (
     "fewest_customers", "one_customer_accounts", "popular_share", "popular_customers", "linked",
     "disjoint_share", "cohesion", "unshared", "one_place", "per_customer", "same_schedule",
     "even_load", "counted", "sharing", "families", "bin_hours", "most_tested", "family_level",
+    "permutations",
 )  # fmt: skip
 """Settings on which scores depend."""
 _WINDOW = 0.25

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import scipy.sparse as sparse
 
 from stillhouse.guard.combine import bonferroni, tippett
-from stillhouse.guard.draws import Candidates, Groups, count_p_values, counted
-from stillhouse.guard.graph import columns_of, pair_share
+from stillhouse.guard.draws import FIRST_DRAWS, Candidates, Groups, count_p_values, counted
+from stillhouse.guard.graph import pair_share
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.profiles import Layout, Streams
 from stillhouse.guard.reference import SLOT, Held, Reference
@@ -66,13 +66,15 @@ class Effort:
     settings: GuardSettings
     draws: int
     rng: np.random.Generator
+    lot: np.random.Generator
+    """Of the members that enter, where they are many."""
 
     def some(self, members: Ints) -> Ints:
         """At most `most_tested` of them, at random, in ascending order."""
         most = self.settings.most_tested
         if len(members) <= most:
             return members
-        return np.sort(self.rng.choice(members, most, replace=False))
+        return np.sort(self.lot.choice(members, most, replace=False))
 
 
 # ---- schedule, focus, repeats: rows of counts ----
@@ -204,10 +206,12 @@ def load_balance(cluster: Streams, reference: Reference, effort: Effort) -> list
     counts = cluster.counts[entering]
     seen = float(_log_variance(counts, cluster.days[entering]))
     groups = Groups(((len(entering), np.arange(len(pool_rate))),))
-    found = counted(groups, np.array([-seen]), statistics, effort.draws, rng)
     noise = float(np.mean(1 / counts))  # variance of the logarithm of a Poisson count, about
+    bars = effort.settings
+    even = seen - noise <= bars.even_load**2 and np.median(counts) >= bars.counted
+    draws = effort.draws if even else min(FIRST_DRAWS, effort.draws)
+    found = counted(groups, np.array([-seen]), statistics, draws, rng)
     spread = np.sqrt(np.maximum(0.0, np.array([seen, -found.typical[0]]) - noise))
-    even = spread[0] <= effort.settings.even_load and np.median(counts) >= effort.settings.counted
     p = float(found.p_values[0]) if even else 1.0
     return [Finding("timing", "load balance", p, float(spread[0]), float(spread[1]), len(entering))]
 
@@ -259,13 +263,13 @@ def _belong_together(family: str, members: Ints, reference: Reference, effort: E
         return pair_share(held.incidence[members]) >= effort.settings.cohesion
     groups = reference.by_size.matching(members, [reference.population.size_class[members]])
     few = np.concatenate([members[None], groups.draw(_GROUPS_TO_COMPARE, effort.rng)])
-    share = _sharers(few, held, reference.places) / len(members)
+    share = _sharers(few, held, reference.population.home) / len(members)
     return bool(share[0] - np.median(share[1:]) >= effort.settings.sharing)
 
 
 def _held_by(index: Ints, incidence: sparse.csr_matrix) -> tuple[Ints, Ints]:
     """Group and key of each key that a customer of a group has, packed, and whose it is."""
-    starts, keys, kinds = incidence.indptr, incidence.indices, columns_of(incidence)
+    starts, keys, kinds = incidence.indptr, incidence.indices, incidence.get_shape()[1]
     first = starts[index].astype(np.int64)
     lengths = (starts[index + 1] - first).ravel()
     group = np.repeat(np.arange(len(index)), lengths.reshape(index.shape).sum(axis=1))
@@ -274,11 +278,11 @@ def _held_by(index: Ints, incidence: sparse.csr_matrix) -> tuple[Ints, Ints]:
     return packed, np.repeat(np.arange(index.size), lengths)
 
 
-def _sharers(index: Ints, held: Held, places: sparse.csr_matrix) -> Ints:
+def _sharers(index: Ints, held: Held, home: Ints) -> Ints:
     """(groups,) customers with a key of their own that another of their group has.
 
-    Those at the group's commonest address do not count: one place may be an office or a campus,
-    whose people have a card or a sign-up in common, too. A campaign's pools are several.
+    Those at home in the group's commonest network do not count: one place may be an office or a
+    campus, whose people have a card or a sign-up in common, too. A campaign's pools are several.
     """
     packed, whose = _held_by(index, held.incidence)
     own = held.own[packed % len(held.rarity)]
@@ -286,14 +290,12 @@ def _sharers(index: Ints, held: Held, places: sparse.csr_matrix) -> Ints:
     _, at, count = np.unique(packed, return_inverse=True, return_counts=True)
     some = np.zeros(index.size, dtype=np.bool_)
     some[whose[count[at] > 1]] = True
-    there, whose = _held_by(index, places)
-    place, at, count = np.unique(there, return_inverse=True, return_counts=True)
-    group = place // max(1, columns_of(places))
-    order = np.lexsort((count, group))
-    commonest = np.zeros(len(place), dtype=np.bool_)
-    commonest[order[np.diff(group[order], append=-1) != 0]] = True
-    some[whose[commonest[at] & (count[at] > 1)]] = False
-    return some.reshape(index.shape).sum(axis=1)
+    some = some.reshape(index.shape)
+    for row, where in enumerate(home[index]):
+        places, count = np.unique(where[where >= 0], return_counts=True)
+        if len(places) and count.max() > 1:
+            some[row, where == places[count.argmax()]] = False
+    return some.sum(axis=1)
 
 
 def _by_size(

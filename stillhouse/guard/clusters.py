@@ -27,7 +27,7 @@ from stillhouse.guard.keys import (
     event_keys,
     shared_keys,
 )
-from stillhouse.guard.population import Population
+from stillhouse.guard.population import Population, home_network
 from stillhouse.guard.profiles import Streams
 from stillhouse.guard.settings import GuardSettings
 
@@ -80,6 +80,19 @@ class Cluster:
     def cohesion(self) -> float:
         """Probability that two of its customers have a key of it in common, in the finding half."""
         return pair_share(self.keys.incidence(self.population.customers)[self.customers])
+
+    @cached_property
+    def one_place(self) -> float:
+        """Share of its customers who send most of its events in the finding half from one network:
+        an office's or a campus' share is near one.
+        """
+        events = self.events[~self.population.testing[self.events]]
+        who, at = np.unique(self.population.customer[events], return_inverse=True)
+        network = self.population.traffic.columns["network"][events]
+        home = home_network(network, at, len(who))
+        if not (home >= 0).any():
+            return 0.0
+        return float(np.bincount(home[home >= 0]).max() / len(who))
 
     @cached_property
     def disjoint(self) -> float:

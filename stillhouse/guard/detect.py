@@ -76,10 +76,13 @@ def detect(
         tell("fitting the calibration")
         heads = shared_keys(population, CONTENT[:2], None, fewest=1)
         calibration.check(population, heads.keys, settings)
-    weighed, membership = _judge(population, settings, calibration, tell)
+    clusters, weighed, membership = _judge(
+        population, settings, calibration, tell, finest=calibration is None
+    )
     tell("deciding")
     verdict: Verdict = decide(population, weighed, membership, calibration, settings)
-    return Scan(verdict.accounts, verdict.campaigns, verdict.substreams, verdict.facts)
+    facts = verdict.facts | {"clusters_tested": clusters}
+    return Scan(verdict.accounts, verdict.campaigns, verdict.substreams, facts)
 
 
 def calibrate(
@@ -95,7 +98,7 @@ def calibrate(
     tell = progress or (lambda stage: None)
     _check_families(settings)
     population = _population(events, settings, tell)
-    weighed, membership = _judge(population, settings, None, tell)
+    _, weighed, membership = _judge(population, settings, None, tell, finest=False)
     tell("freezing frequencies")
     speaking = [e.strength for e in weighed if e.speaks(settings)]
     strong = np.array(speaking, dtype=np.float64)
@@ -125,15 +128,18 @@ def _population(events: Path, settings: GuardSettings, tell: Progress) -> Popula
 
 
 def _judge(
-    population: Population, settings: GuardSettings, known: Calibration | None, tell: Progress
-) -> tuple[list[Evidence], Membership]:
+    population: Population, settings: GuardSettings, known: Calibration | None, tell: Progress,
+    *, finest: bool,
+) -> tuple[int, list[Evidence], Membership]:  # fmt: skip
+    """How many clusters were tested, what came of them, and the accounts' scores."""
     tell("finding clusters")
     clusters = find_clusters(population, settings, known.frozen if known else None)
     tell(f"testing {len(clusters)} clusters")
-    weighed = weigh(population, clusters, settings, known.strongest if known else 0.0)
-    weighed = join_wordings(population, without_crumbs(weighed, settings))
+    weighed = weigh(population, clusters, settings, finest=finest)
+    beyond = known.strongest if known else 0.0
+    weighed = join_wordings(population, without_crumbs(weighed, settings, beyond))
     tell("scoring accounts")
-    return weighed, score_accounts(population, weighed, settings)
+    return len(clusters), weighed, score_accounts(population, weighed, settings)
 
 
 def _frequencies(population: Population) -> Frozen:

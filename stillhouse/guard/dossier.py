@@ -193,9 +193,9 @@ def _against(
     if cluster.disjoint < 0.9 and cluster.disjoint > 0:
         said.append(f"{1 - cluster.disjoint:.0%} of payloads were sent by several customers, as "
                     "shared exercises or benchmarks are")  # fmt: skip
-    if evidence.one_place >= settings.one_place:
-        said.append(f"{evidence.one_place:.0%} of its customers were seen at one address, as an "
-                    "office or a campus is")  # fmt: skip
+    if cluster.one_place >= settings.one_place:
+        said.append(f"{cluster.one_place:.0%} of its customers send from one network, as "
+                    "those of an office or a campus do")  # fmt: skip
     declared = population.traffic.first_known("organisation")[members]
     values, count = np.unique(declared[declared != 0], return_counts=True)
     if len(values) and count.max() > 0.2 * len(members):

@@ -39,8 +39,8 @@ __all__ = ["Evidence", "weigh"]
 
 _GIVEN_UP = 0.1
 """p-value of a family after the first draws from which it is not drawn again."""
-_SECOND_DRAWS = 9999
-_THIRD_DRAWS = 99_999
+_SECOND, _SECOND_DRAWS = 2, 9999
+_FINEST = 3
 _NEAR_FLOOR = 20
 """A cluster is drawn a third and a fourth time where its p-value is within this factor of the least
 that the draws before can give."""
@@ -58,8 +58,6 @@ class Evidence:
     """Family -> p-value, of those tested."""
     p_value: float
     """Of "fewer than two families speak"."""
-    one_place: float
-    """Share of its customers at their commonest address."""
     q_value: float = 1.0
     wordings: int = 1
     """Clusters that were joined to this one."""
@@ -74,32 +72,36 @@ class Evidence:
 
         Accounts that share networks and hours but nothing they ask for are an office; what content
         found and the other days do not show again is nothing; those who share exercises or a campus
-        are a class.
+        are a class. People who took up a new product together share a template and a sign-up:
+        timing or infrastructure has to speak, too.
         """
         level = settings.family_level
         untested = 1.0 if self.cluster.family == "content" else 0.0
+        said = {family for family, p in self.families.items() if p <= level}
+        linked = self.cluster.family == "infrastructure"  # then it is not tested
         return (
-            sum(p <= level for p in self.families.values()) >= 2
+            len(said) >= 2
             and self.families.get("content", untested) <= level
+            and (linked or bool(said & {"timing", "infrastructure"}))
             and _may_be_called(self, settings)
         )
 
 
 def _may_be_called(evidence: Evidence, settings: GuardSettings) -> bool:
     """Whether hardly two customers share a payload, and most are not at one place: both known
-    before any test.
+    from the finding half, before any test.
     """
     disjoint = evidence.cluster.disjoint
-    return evidence.one_place < settings.one_place and (
-        disjoint == 0 or disjoint >= settings.unshared
-    )
+    elsewhere = evidence.cluster.one_place < settings.one_place
+    return elsewhere and (disjoint == 0 or disjoint >= settings.unshared)
 
 
 def weigh(
     population: Population,
     clusters: list[Cluster],
     settings: GuardSettings,
-    strongest: float = 0.0,
+    *,
+    finest: bool = False,
 ) -> list[Evidence]:
     """Evidence of each cluster, q-values over all of them included.
 
@@ -107,7 +109,8 @@ def weigh(
         population: the customers.
         clusters: as `find_clusters` gives them.
         settings: of the scan.
-        strongest: -log10 p that a cluster has to pass, of benign traffic.
+        finest: draw three times as often at the end: without a calibration there are more clusters
+            to correct for. A calibration and the scans held against it draw equally often.
     """
     everybody = Reference(
         population, Streams(population, np.flatnonzero(population.testing)),
@@ -118,20 +121,17 @@ def weigh(
         for finder in sorted({c.family for c in clusters})
     }
     out = [_one(cluster, references[cluster.family], settings) for cluster in clusters]
-    _q_values(out, settings)
     drawn = _SECOND_DRAWS
-    for stage, draws in ((3, min(_THIRD_DRAWS, settings.permutations)), (4, settings.permutations)):
-        if draws <= drawn:
-            break
-        for evidence in out:  # only those that more draws could bring below the level
+    for stage, draws in ((3, settings.permutations), (4, _FINEST * finest * settings.permutations)):
+        for evidence in out:
             least = (len(evidence.families) - 1) * 2 / (drawn + 1)
-            short = evidence.q_value > settings.false_discovery_rate
-            short = short or evidence.strength <= strongest
-            if short and evidence.p_value <= _NEAR_FLOOR * least:
+            # by the p-value alone: a small one is then always the last draws'
+            near = draws > drawn and evidence.p_value <= _NEAR_FLOOR * least
+            if near and _may_be_called(evidence, settings):
                 reference = references[evidence.cluster.family]
                 _redraw(evidence, reference, settings, stage, draws, _NEAR_FLOOR / drawn)
-        _q_values(out, settings)
-        drawn = draws
+        drawn = max(drawn, draws)
+    _q_values(out, settings)
     return out
 
 
@@ -188,12 +188,9 @@ def _one(cluster: Cluster, reference: Reference, settings: GuardSettings) -> Evi
     """A cluster's evidence, with few draws first."""
     findings = _findings(cluster, reference, settings, 1, FIRST_DRAWS, settings.families)
     families = family_p_values(findings)
-    evidence = Evidence(
-        cluster, findings, families, at_least_two(list(families.values())),
-        reference.one_place(cluster.customers),
-    )  # fmt: skip
+    evidence = Evidence(cluster, findings, families, at_least_two(list(families.values())))
     if sum(p <= _GIVEN_UP for p in families.values()) >= 2:
-        _redraw(evidence, reference, settings, 2, _SECOND_DRAWS, _GIVEN_UP)
+        _redraw(evidence, reference, settings, _SECOND, _SECOND_DRAWS, _GIVEN_UP)
     return evidence
 
 
@@ -203,6 +200,8 @@ def _redraw(
 ) -> None:  # fmt: skip
     """Draw the families at or below a limit afresh."""
     speaking = tuple(f for f, p in evidence.families.items() if p <= limit)
+    if stage > _SECOND and len(speaking) < 2:  # the second least decides, and would stay
+        return
     fresh = _findings(evidence.cluster, reference, settings, stage, draws, speaking)
     evidence.findings = [f for f in evidence.findings if f.family not in speaking] + fresh
     evidence.families = family_p_values(evidence.findings)
@@ -216,7 +215,9 @@ def _findings(
     # seeded by the cluster's keys, so that renamed accounts and other clusters change nothing
     seed = int(np.bitwise_xor.reduce(cluster.keys.keys) & np.uint64(0xFFFFFFFF))
     rng = np.random.default_rng([settings.seed, seed, stage])
-    effort = Effort(settings, draws, rng)
+    # the same members at every stage: a second look at others would be a second try
+    lot = np.random.default_rng([settings.seed, seed])
+    effort = Effort(settings, draws, rng, lot)
     members = cluster.customers.astype(np.int64)
     reference = reference.without(members)
     found: list[Finding] = []

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.keys import KeyTable
 
-__all__ = ["columns_of", "communities", "group_keys", "pair_share", "phi_links"]
+__all__ = ["communities", "group_keys", "pair_share", "phi_links"]
 
 _MOST_KEYS_OF_A_CUSTOMER = 400
 """A customer with more shared keys is a hub (a reseller, an aggregator) and links nothing: pairs of
@@ -64,12 +64,6 @@ def phi_links(
     keep = (phi >= linked) & (popular[row] == popular[col])
     links = sparse.csr_matrix((phi[keep], (row[keep], col[keep])), shape=(keys, keys))
     return (links + links.T).tocsr()
-
-
-def columns_of(matrix: sparse.csr_matrix) -> int:
-    """How many columns; scipy's types think that a shape may be missing."""
-    rows_columns: tuple[int, int] = matrix.get_shape()
-    return rows_columns[1]
 
 
 def pair_share(incidence: sparse.csr_matrix) -> float:

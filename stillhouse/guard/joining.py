@@ -39,15 +39,23 @@ _SAMPLE = 1000
 _NOTHING = np.uint32(0xFFFFFFFF)
 
 
-def without_crumbs(weighed: list[Evidence], settings: GuardSettings) -> list[Evidence]:
+def without_crumbs(
+    weighed: list[Evidence], settings: GuardSettings, strongest: float
+) -> list[Evidence]:
     """Clusters that are something beyond the stronger ones: without their customers, enough are
     left. A phrase that some accounts of a campaign have in common with a few strangers is called
     for what the campaign does, and is left out.
+
+    Args:
+        weighed: clusters.
+        settings: of the scan.
+        strongest: -log10 p that a campaign has to pass, of benign traffic.
     """
     kept: list[Evidence] = []
     claimed = np.zeros(0, dtype=np.int64)
     for evidence in sorted(weighed, key=lambda e: (e.q_value, e.p_value, -e.cluster.founders)):
         calls = evidence.q_value <= settings.false_discovery_rate and evidence.speaks(settings)
+        calls = calls and evidence.strength > strongest
         own = np.setdiff1d(evidence.cluster.customers, claimed)
         if 0 < len(own) < settings.fewest_customers:  # of none it is a part, and joined later
             continue

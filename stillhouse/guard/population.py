@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import EvidenceError
-from stillhouse.guard.hashing import Ints, run_starts
+from stillhouse.guard.hashing import Hashes, Ints, run_starts
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.traffic import HOUR, Traffic
 
-__all__ = ["KINDS", "Population", "populate"]
+__all__ = ["KINDS", "Population", "home_network", "populate"]
 
 KINDS = ("no text", "single turns", "conversations", "tools")
 """What most of a customer's events are."""
@@ -82,6 +82,13 @@ class Population:
         quarter = 1 + np.floor((np.arctan2(y, x) % (2 * np.pi)) / (np.pi / 2)).astype(np.int8) % 4
         return np.where(np.hypot(x, y) / n < _FLAT, 0, quarter).astype(np.int8)
 
+    @cached_property
+    def home(self) -> Ints:
+        """(customers,) number of the network that most of a customer's events come from; -1 where
+        none has more than half of them.
+        """
+        return home_network(self.traffic.columns["network"], self.customer, self.customers)
+
     @property
     def phases(self) -> int:
         """How many phases there are."""
@@ -104,6 +111,25 @@ class Population:
     def accounts_per_customer(self) -> Ints:
         """(customers,) accounts."""
         return np.bincount(self.customer_of, minlength=self.customers)
+
+
+def home_network(network: Hashes, customer: npt.NDArray[np.integer], customers: int) -> Ints:
+    """(customers,) number of the network of more than half of a customer's events; -1 for none.
+
+    Args:
+        network: (events,) keyed hashes; 0 is unknown.
+        customer: (events,) whose they are, below `customers`.
+        customers: how many.
+    """
+    names, at = np.unique(network, return_inverse=True)
+    packed = np.sort(customer.astype(np.int64) * len(names) + at)
+    starts = run_starts(packed)
+    count = np.diff(np.append(starts, len(packed)))
+    who, where = packed[starts] // len(names), packed[starts] % len(names)
+    most = (2 * count > np.bincount(customer, minlength=customers)[who]) & (names[where] != 0)
+    home = np.full(customers, -1, dtype=np.int64)
+    home[who[most]] = where[most]
+    return home
 
 
 def populate(traffic: Traffic, settings: GuardSettings) -> Population:

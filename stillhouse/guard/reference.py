@@ -16,7 +16,7 @@ import scipy.sparse as sparse
 
 from stillhouse.guard.draws import Candidates
 from stillhouse.guard.hashing import Ints
-from stillhouse.guard.keys import KeyTable, shared_keys
+from stillhouse.guard.keys import KeyTable
 from stillhouse.guard.population import Population
 from stillhouse.guard.profiles import CLASSES, Streams
 from stillhouse.guard.traffic import HOUR
@@ -78,8 +78,7 @@ class Reference:
         free = self.open.copy()
         free[members] = False
         other = Reference(self.population, self.streams, free, self.tables)
-        # of all customers, whoever may be drawn
-        for made in ("held", "lives", "places", "switches"):
+        for made in ("held", "lives", "switches"):  # of all customers, whoever may be drawn
             other.__dict__[made] = getattr(self, made)
         return other
 
@@ -145,17 +144,6 @@ class Reference:
                     np.array(table.kinds)[table.kind] != _ANYBODYS,
                 )  # fmt: skip
         return out
-
-    @cached_property
-    def places(self) -> sparse.csr_matrix:
-        """(customers, addresses) who was seen where, of addresses that two have or more."""
-        table = shared_keys(self.population, ("address",), None, fewest=2)
-        return table.incidence(self.population.customers)
-
-    def one_place(self, members: npt.NDArray[np.integer]) -> float:
-        """Share of these customers who were seen at their commonest address."""
-        there = np.bincount(self.places[members].indices, minlength=1)
-        return float(there.max() / max(1, len(members)))
 
     @cached_property
     def lives(self) -> tuple[npt.NDArray[np.float32], int]:

@@ -53,8 +53,8 @@ class GuardSettings(Settings):
     """Least events of a template per customer and half of the window; below it nothing can be said
     about their timing."""
     one_place: Share = 0.8
-    """Share of a cluster's customers at one address from which it is not called for review: an
-    office, a campus. It is observed, and its page says so."""
+    """Share of a cluster's customers at home in one network from which it is not called for
+    review: an office, a campus. It is observed, and its page says so."""
 
     same_schedule: Annotated[float, Field(gt=0)] = 0.5
     """Least ratio of coincidences in time between customers to those within one from which a
@@ -77,9 +77,10 @@ class GuardSettings(Settings):
     """Evidence families used; the others are neither found by nor tested."""
     bin_hours: Annotated[float, Field(gt=0, le=24)] = 2.0
     """Width of the bins of activity."""
-    permutations: Annotated[int, Field(ge=999)] = 999_999
-    """Draws from the null of a cluster that looks like a campaign and is not sure to be one: no
-    p-value of one test is below 1 / (this + 1). Others are given up after 99, 9,999 or 99,999."""
+    permutations: Annotated[int, Field(ge=999)] = 99_999
+    """Draws from the null of a cluster that looks like a campaign; three times as many without
+    a calibration. Others are given up after 99 or 9,999. No p-value of one test is below 1 / (draws
+    + 1)."""
     most_tested: Annotated[int, Field(ge=20)] = 150
     """Customers of a cluster that enter the permutation tests, drawn at random."""
 

@@ -77,7 +77,7 @@ def decide(
     return Verdict(
         _accounts_table(population, membership, p, ids, decision), campaigns,
         _substreams(population, weighed, ids),
-        _facts(population, weighed, campaigns, decision, listed, calibration, settings),
+        _facts(population, campaigns, decision, listed, calibration, settings),
     )  # fmt: skip
 
 
@@ -179,9 +179,8 @@ def _substreams(
 
 
 def _facts(
-    population: Population, weighed: list[Evidence], campaigns: list[dict[str, Any]],
-    decision: npt.NDArray[np.object_], excused: list[dict[str, str]],
-    calibration: Calibration | None, settings: GuardSettings,
+    population: Population, campaigns: list[dict[str, Any]], decision: npt.NDArray[np.object_],
+    excused: list[dict[str, str]], calibration: Calibration | None, settings: GuardSettings,
 ) -> dict[str, Any]:  # fmt: skip
     first, last = population.traffic.span
     weeks = max((last - first) / 3.6e9 / _WEEK_HOURS, 1e-9)
@@ -191,7 +190,6 @@ def _facts(
         "accounts": accounts,
         "customers": population.customers,
         "hours": (last - first) / 3.6e9,
-        "clusters_tested": len(weighed),
         "campaigns": {
             word: sum(c["decision"] == word for c in campaigns)
             for word in ("review", "observe", "allow")

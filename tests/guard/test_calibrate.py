@@ -75,10 +75,10 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path) -> None:
 def test_another_version_is_refused(
     tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillhouse.guard.calibrate._VERSION", 2)
+    monkeypatch.setattr("stillhouse.guard.calibrate._VERSION", 99)
     calibration.save(tmp_path / "newer")
     monkeypatch.undo()
-    with pytest.raises(DataError, match="version 2"):
+    with pytest.raises(DataError, match="version 99"):
         Calibration.load(tmp_path / "newer")
 
 

@@ -13,6 +13,7 @@ from stillhouse.guard.campaign_tests import (
     load_balance,
     model_switch,
     profile_tests,
+    seen_again,
     shared_test,
     successions,
 )
@@ -59,7 +60,7 @@ def effort(seed: int, draws: int = 99) -> Effort:
     bars = GuardSettings(
         most_tested=60, same_schedule=1e-9, even_load=1e9, counted=0, sharing=0, cohesion=0
     )
-    return Effort(bars, draws, np.random.default_rng(seed))
+    return Effort(bars, draws, *(np.random.default_rng([seed, part]) for part in range(2)))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,8 @@ def test_a_controllers_accounts_keep_one_schedule_an_even_load_and_common_paymen
     events = np.flatnonzero(np.isin(population.customer, members) & capability)
     reference = reference_of(population, np.ones(population.customers, dtype=bool))
     reference, streams = reference.without(members), Streams(population, events)
-    strong = Effort(GuardSettings(most_tested=60, counted=0), 999, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    strong = Effort(GuardSettings(most_tested=60, counted=0), 999, rng, rng)
     found = {
         (f.family, f.test): f
         for f in [
@@ -139,8 +141,8 @@ def test_a_controllers_accounts_keep_one_schedule_an_even_load_and_common_paymen
 
 
 @pytest.mark.parametrize(("shared", "together"), [
-    ({"address", "payment"}, False),  # an office
-    ({"network"}, False),  # neighbours, people of one language
+    ({"network", "payment"}, False),  # an office
+    ({"network"}, False),
     ({"payment"}, True),  # one card for accounts everywhere
     ({"pools"}, True),
 ])  # fmt: skip
@@ -150,7 +152,8 @@ def test_one_place_and_a_network_in_common_are_no_shared_infrastructure(
     week = Traffic(13)
     week.benign(900, mean=20)
     one = {name: np.full(40, 77, dtype=np.uint64) for name in shared - {"pools"}}
-    pools = {"address": np.repeat([1, 2, 3, 4], 10).astype(np.uint64)} if not one else {}
+    four = np.repeat([1, 2, 3, 4], 10).astype(np.uint64)
+    pools = {"address": four, "network": four + np.uint64(9)} if not one else {}
     ids = week.people(40, "together", **one, **pools)
     owner = np.repeat(ids, 20)
     week.add(owner, week.human_times(owner))
@@ -158,10 +161,28 @@ def test_one_place_and_a_network_in_common_are_no_shared_infrastructure(
     at = np.array([int(name[1:]) >= 900 for name in population.traffic.names.astype(str)])
     members = np.unique(population.customer_of[at]).astype(np.int64)
     reference = reference_of(population, np.ones(population.customers, dtype=bool))
-    bars = Effort(GuardSettings(), 999, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    bars = Effort(GuardSettings(), 999, rng, rng)
     (found,) = shared_test("infrastructure", members, reference.without(members), bars)
     assert (found.p_value <= 0.001) == together
     assert found.effect > found.typical
+
+
+def test_customers_who_send_again_no_more_than_others_do_are_no_template(
+    population: Population,
+) -> None:
+    everybody = reference_of(population, np.ones(population.customers, dtype=bool))
+    rng = np.random.default_rng(5)
+    again = np.flatnonzero(rng.random(population.customers) < 0.3)
+    p = []
+    for number in range(GROUPS):
+        members = np.sort(rng.choice(population.customers, 25, replace=False))
+        (found,) = seen_again(members, again, everybody.without(members), effort(number))
+        p.append(found.p_value)
+    for level in (0.05, 0.1, 0.3, 0.5):  # ties make it larger, never smaller
+        assert np.mean(np.array(p) <= level) < level + 4 * np.sqrt(level * (1 - level) / GROUPS)
+    (found,) = seen_again(again[:25], again, everybody.without(again[:25]), effort(1, 999))
+    assert (found.p_value, found.effect) == (0.001, 1.0)
 
 
 def test_accounts_that_follow_those_that_fell_silent_are_seen(population: Population) -> None:
