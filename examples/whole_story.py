@@ -75,12 +75,13 @@ class Story:
         self.folder, self.seed, self.progress = folder, seed, progress
         folder.mkdir(parents=True, exist_ok=True)
         self._record = folder / "stages.json"
-        self.stages: dict[str, Any] = {"seed": seed}
+        told = {"seed": seed, "campaign": CAMPAIGN, "benign": BENIGN, "asked": ASKED,
+                "student": STUDENT, "train": TRAIN}  # fmt: skip
+        self.stages: dict[str, Any] = {"told_with": told}
         if self._record.exists():
             self.stages = json.loads(self._record.read_text("utf-8"))
-        if self.stages["seed"] != seed:
-            told = self.stages["seed"]
-            sys.exit(f"{folder} holds the story of seed {told}: name another --out for {seed}")
+        if self.stages["told_with"] != told:
+            sys.exit(f"{folder} holds a story told with other settings: name another --out")
 
     def stage(self, name: str, line: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a stage, done once."""
@@ -88,11 +89,16 @@ class Story:
         self.progress.say("")
         self.progress.say(f"[{number}/{len(CHAPTERS)}] {line}")
         if name not in self.stages:
-            began = time.monotonic()
-            result = work()
+            began, result = time.monotonic(), None
+            spent = self.stages.setdefault("spent", {})
+            try:
+                result = work()
+            finally:  # a stage that is interrupted has still taken its time
+                spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
+                if result is not None:
+                    self.stages[name] = result
+                write_text(self._record, json.dumps(self.stages, indent=1) + "\n")
             give_back_memory()
-            self.stages[name] = {**result, "seconds": round(time.monotonic() - began, 1)}
-            write_text(self._record, json.dumps(self.stages, indent=1) + "\n")
         return self.stages[name]
 
     def tell(self, line: str) -> None:
@@ -189,7 +195,7 @@ def audited(story: Story) -> None:
     for name in ("suspect", "control"):
         one = done[name]
         story.tell(
-            f"{name}: {one['verdict']}, p = {one['p_value']:.2g}; {one['share']:.0%} of "
+            f"{name}: {one['verdict']}, p = {_chance(one['p_value'])}; {one['share']:.0%} of "
             f"{one['n']} pairs lean to the served answer"
         )
 
@@ -200,6 +206,10 @@ CHAPTERS = (
 
 
 # ---- what they do ----
+
+
+def _chance(p_value: float | None) -> str:
+    return "none: the test was refused" if p_value is None else f"{p_value:.2g}"
 
 
 def _simulated(story: Story, name: str, **changes: Any) -> dict[str, Any]:
@@ -250,6 +260,11 @@ def _exported(story: Story) -> dict[str, Any]:
     out = story.folder / "exported"
     shutil.rmtree(out, ignore_errors=True)
     left_out: dict[str, int] = {}
+    if not story.stages["found"]["campaigns"]:
+        sys.exit(
+            f"guard called no campaign in this week: read {story.folder / 'scan' / 'report.html'}; "
+            "there is nothing to audit. Another --seed tells another week."
+        )
     for campaign in story.stages["found"]["campaigns"]:
         _, left_out[campaign["id"]] = stillhouse.guard_export(
             story.folder / "scan", campaign["id"], out=out, served=story.folder / "served",
@@ -321,8 +336,8 @@ def tell(story: Story) -> dict[str, Any]:
         | {"epochs": TRAIN["epochs"]},
         "audit": {name: audit[name] for name in ("suspect", "control")},
         "exchanges": {name: stages[name]["exchanges"] for name in ("served", "exported", "others")},
-        "seconds": round(sum(stages[chapter.__name__]["seconds"] for chapter in CHAPTERS), 1),
-        "seconds_by_stage": {c.__name__: stages[c.__name__]["seconds"] for c in CHAPTERS},
+        "seconds": round(sum(stages["spent"].values()), 1),
+        "seconds_by_stage": {c.__name__: stages["spent"][c.__name__] for c in CHAPTERS},
         "stillhouse": stillhouse.__version__,
     }  # fmt: skip
     write_text(story.folder / "story.json", json.dumps(figures, indent=1) + "\n")
@@ -350,8 +365,8 @@ def main() -> None:
     figures = tell(story)
     print(
         f"\nguard: recall {figures['guard']['recall']:.3f}, {figures['guard']['false_accounts']} "
-        f"false accounts\naudit: suspect p = {figures['audit']['suspect']['p_value']:.2g}, control "
-        f"p = {figures['audit']['control']['p_value']:.2g} (share at most "
+        f"false accounts\naudit: suspect p = {_chance(figures['audit']['suspect']['p_value'])}, "
+        f"control p = {_chance(figures['audit']['control']['p_value'])} (share at most "
         f"{figures['audit']['control']['at_most']:.3f})\n"
         f"{duration(figures['seconds'])}; read {options.out / 'report.html'}"
     )

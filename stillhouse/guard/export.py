@@ -40,8 +40,8 @@ def guard_export(
         campaign: id, as in campaigns.json.
         out: the store; exchanges that are there already are kept once.
         logs: where the logs lie now, if they were moved.
-        served: the provider's store of what it served; its exchanges with the prompts and answers
-            of the logs are written.
+        served: the provider's store of what it served; its exchanges with the prompts of the logs
+            are written.
         progress: told how far it is.
 
     Raises:
@@ -64,6 +64,8 @@ def guard_export(
         )  # fmt: skip
     refs = zip(own["file"].to_pylist(), own["offset"].to_pylist(), strict=True)
     progress.start("reading the logs again", own.num_rows, "exchanges")
+    if served is not None:
+        Store(served, "r").close()  # before anything is written
     left_out = Counter[str]()
     found: Iterable[Exchange] = read_back(scan, refs, logs, left_out=left_out)
     if served is not None:
@@ -88,18 +90,23 @@ def _batches(exchanges: Iterable[Exchange], size: int) -> Iterator[list[Exchange
 def _as_served(
     logged: Iterable[Exchange], served: Path, left_out: Counter[str]
 ) -> Iterator[Exchange]:
-    """The store's exchanges that asked and answered as the logs say; of equal ones the first."""
-    wanted = Counter(map(_said, logged))
+    """The store's exchanges of the prompts that the logs have, whatever was answered: were a pair
+    chosen by the answer that stands in a log, the choice would follow the escrow's coin.
+    """
+    wanted = Counter(map(_asked, logged))
+    met: set[bytes] = set()
     with Store(served, "r") as store:
         for exchange in store:
-            if wanted.pop(_said(exchange), 0):
+            asked = _asked(exchange)
+            if asked in wanted:
+                met.add(asked)
                 yield exchange
-    if wanted:
-        left_out["not in the store of what was served"] += wanted.total()
+    missing = sum(count for asked, count in wanted.items() if asked not in met)
+    if missing:
+        left_out["asked nothing that the store of what was served has"] += missing
 
 
-def _said(exchange: Exchange) -> bytes:
-    """A digest of what was asked and answered, without settings, times and names."""
-    asked = [[m.role, [[p.kind, p.text, p.uri] for p in m.content]] for m in exchange.prompt]
-    calls = [[call.name, call.arguments] for call in exchange.response.tool_calls]
-    return sha256(canonical_json([asked, exchange.response.text, calls]).encode()).digest()
+def _asked(exchange: Exchange) -> bytes:
+    """A digest of what was asked, without settings, times and names."""
+    turns = [[m.role, [[p.kind, p.text, p.uri] for p in m.content]] for m in exchange.prompt]
+    return sha256(canonical_json(turns).encode()).digest()

@@ -47,4 +47,6 @@ def rows(into: Path) -> Callable[..., list[dict[str, Any]]]:
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     """Of a benign week, made once."""
     folder: Path = tmp_path_factory.mktemp("calibration")
-    return calibrate(benign_week(1, accounts=2500).write(folder), GuardSettings())
+    return calibrate(
+        benign_week(1, accounts=2500).write(folder), GuardSettings(permutations=19_999)
+    )

@@ -86,7 +86,7 @@ def test_a_window_of_another_length_is_refused(tmp_path: Path, calibration: Cali
     week = Traffic(1, days=4)
     week.benign(300)
     with pytest.raises(EvidenceError, match="windows of the same length"):
-        detect(week.write(tmp_path), GuardSettings(), calibration)
+        detect(week.write(tmp_path), GuardSettings(permutations=19_999), calibration)
 
 
 def test_a_calibration_under_other_settings_is_refused(
@@ -100,5 +100,6 @@ def test_a_calibration_under_other_settings_is_refused(
 def test_hashes_under_another_secret_are_refused(tmp_path: Path, calibration: Calibration) -> None:
     week = benign_week(2, 400)
     frozen = replace(calibration.frozen, keys=calibration.frozen.keys ^ np.uint64(1))
+    settings = GuardSettings(permutations=19_999)
     with pytest.raises(DataError, match="same secret"):
-        detect(week.write(tmp_path), GuardSettings(), replace(calibration, frozen=frozen))
+        detect(week.write(tmp_path), settings, replace(calibration, frozen=frozen))

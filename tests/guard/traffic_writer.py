@@ -199,7 +199,7 @@ class Traffic:
             facts = {
                 "payment": self.hashes(max(1, count // 60))[rng.integers(0, max(1, count // 60),
                                                                          count)],
-                "network": self.hashes(max(1, count // 40))[rng.integers(0, max(1, count // 40),
+                "network": self.hashes(1 + count // 10)[rng.integers(0, 1 + count // 10,
                                                                          count)],
                 "signup": BEGIN - 20 * DAY + rng.uniform(0, 3, count).round() * DAY
                 + rng.uniform(0, 3600, count),
