@@ -80,6 +80,26 @@ def test_members_rank_above_everybody_else(tmp_path: Path) -> None:
     assert (score[kind == "campaign"] > threshold).mean() >= 0.95
 
 
+def test_one_request_each_through_a_common_exit_hides_no_campaign(tmp_path: Path) -> None:
+    week = benign_week(27)
+    members = week.campaign(100, cover=0.5, shared=True)
+    exit_ = np.full(len(members), 77, dtype=np.uint64)
+    time = week.rng.uniform(0, week.days * 86_400, len(members))
+    week.add(members, time, address=exit_, network=exit_)
+    assert called(scan_of(week, tmp_path), week)["campaign"] >= 0.9
+
+
+def test_a_campus_with_a_new_tool_is_not_called(tmp_path: Path) -> None:
+    week = benign_week(28)
+    exits = np.repeat(np.arange(1, 5), 15).astype(np.uint64)  # one network, four addresses
+    week.client(
+        week.people(60, "campus", network=np.full(60, 77, dtype=np.uint64), address=exits),
+        focus=0.9,
+    )
+    scan = scan_of(week, tmp_path)
+    assert not any(called(scan, week).values())
+
+
 def test_strangers_who_share_a_phrase_with_members_are_not_called(tmp_path: Path) -> None:
     week = benign_week(26)
     strangers = week.people(3, "stranger")

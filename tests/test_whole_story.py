@@ -1,0 +1,87 @@
+"""The example that tells all three sides: its page says what came out, whatever that is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from stillhouse.report import Silent
+
+FILE = Path(__file__).resolve().parent.parent / "examples" / "whole_story.py"
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("whole_story", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def audited(p_value: float | None, verdict: str, number: int) -> dict[str, Any]:
+    return {
+        "p_value": p_value, "n": 180, "verdict": verdict, "share": 0.5, "low": 0.4, "high": 0.6,
+        "at_most": 0.57, "says": [], "cannot": [], "excluded": {}, "root": "r", "verified": True,
+        "bundle": f"bundle/{number}",
+    }  # fmt: skip
+
+
+def told(example: ModuleType, folder: Path, called: int, false: int, *audits: Any) -> Any:
+    story = example.Story(folder, 7, Silent())
+    kl = {"value": 1.5, "low": 1.2, "high": 1.8, "n": 16}
+    student = {"exchanges": 200, "steps": 33, "loss": [2.0, 1.0], "parameters": 9, "kl_nats": kl}
+    campaign = {"id": "c-1", "accounts": called, "exchanges": 90, "p_value": 1e-3, "q_value": 2e-3,
+                "families": ["content", "timing"], "capability": "code"}  # fmt: skip
+    story.stages |= {
+        "spent": {chapter.__name__: 2.0 for chapter in example.CHAPTERS},
+        "logged": {"events": 5000}, "suspect": student, "control": student,
+        "found": {"members": 30, "members_called": called, "benign": 2400,
+                  "false_accounts": false, "campaigns": [campaign]},
+        "audited": dict(zip(("suspect", "control"), audits, strict=True)),
+        **{name: {"exchanges": 200} for name in ("served", "exported", "others")},
+    }  # fmt: skip
+    example.tell(story)
+    page = " ".join((folder / "report.html").read_text("utf-8").split())
+    return json.loads((folder / "story.json").read_text("utf-8")), page
+
+
+def test_the_page_tells_a_story_that_went_wrong(example: ModuleType, tmp_path: Path) -> None:
+    suspect, control = audited(None, "refused", 1), audited(1e-7, "evidence", 2)
+    figures, page = told(example, tmp_path, 3, 12, suspect, control)
+    assert figures["guard"]["recall"] == 0.1
+    assert figures["guard"]["false_accounts"] == 12
+    assert figures["audit"]["suspect"]["p_value"] is None
+    assert figures["seconds"] == 2.0 * len(example.CHAPTERS)
+    assert "<b>3 of the 30</b> for review, and 12 of the others" in page
+    assert "<b>refused</b>, refused" in page
+    assert "evidence, p = 1.0 × 10" in page
+    assert "no evidence" not in page
+
+
+def test_another_seed_is_not_mixed_in(example: ModuleType, tmp_path: Path) -> None:
+    suspect, control = audited(1e-9, "evidence", 1), audited(0.4, "no evidence found", 2)
+    told(example, tmp_path, 30, 0, suspect, control)
+    story = example.Story(tmp_path, 7, Silent())
+    story.stage("found", "never shown", lambda: {"members": 1})  # kept for the next time
+    with pytest.raises(SystemExit, match="other settings"):
+        example.Story(tmp_path, 8, Silent())
+
+
+def test_a_stage_that_is_stopped_has_taken_its_time(example: ModuleType, tmp_path: Path) -> None:
+    def stopped() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    story = example.Story(tmp_path, 7, Silent())
+    with pytest.raises(KeyboardInterrupt):
+        story.stage("found", "line", stopped)
+    again = example.Story(tmp_path, 7, Silent())
+    assert "found" in again.stages["spent"]
+    assert again.stage("found", "line", lambda: {"members": 1}) == {"members": 1}
+    assert example.Story(tmp_path, 7, Silent()).stages["found"] == {"members": 1}
