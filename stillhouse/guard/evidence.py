@@ -73,7 +73,7 @@ class Evidence:
         Accounts that share networks and hours but nothing they ask for are an office; what content
         found and the other days do not show again is nothing; those who share exercises or a campus
         are a class. People who took up a new product together share a template and a sign-up:
-        timing or infrastructure has to speak, too.
+        something else has to speak, too.
         """
         level = settings.family_level
         untested = 1.0 if self.cluster.family == "content" else 0.0
@@ -82,7 +82,7 @@ class Evidence:
         return (
             len(said) >= 2
             and self.families.get("content", untested) <= level
-            and (linked or bool(said & {"timing", "infrastructure"}))
+            and (linked or bool(said - {"content", "onboarding"}))
             and _may_be_called(self, settings)
         )
 
