@@ -206,7 +206,7 @@ def _convert_by_transformers(gguf: Path, folder: Path) -> None:
     model of the same configuration without that entry.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -223,7 +223,7 @@ def _convert_by_transformers(gguf: Path, folder: Path) -> None:
 def _save_tokenizer(gguf: Path, kind: str | None, folder: Path) -> None:
     """The file's tokenizer and chat template, in the Hugging Face form."""
     from tokenizers import pre_tokenizers
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns on fork otherwise
     tokenizer = AutoTokenizer.from_pretrained(

@@ -115,7 +115,7 @@ class LocalModel:
 
     def _read_config(self) -> dict[str, Any]:
         """The language model's configuration with the few names used here, as transformers says."""
-        from transformers import AutoConfig
+        from transformers.models.auto.configuration_auto import AutoConfig
 
         try:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
@@ -134,7 +134,7 @@ class LocalModel:
     @cached_property
     def network(self) -> Any:
         """The model as a transformers module in evaluation mode, loaded on first use."""
-        from transformers import AutoModelForCausalLM
+        from transformers.models.auto.modeling_auto import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # ours are the only ones on stderr

@@ -31,7 +31,7 @@ class ChatText:
         Raises:
             ModelError: it has none that transformers can read.
         """
-        from transformers import AutoTokenizer
+        from transformers.models.auto.tokenization_auto import AutoTokenizer
 
         self._spec = spec
         try:

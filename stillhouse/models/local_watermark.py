@@ -86,7 +86,7 @@ class SynthIDMark:
 
     def __init__(self, config: Any, where: str) -> None:
         """`config` is a `transformers.SynthIDTextWatermarkingConfig`."""
-        from transformers import SynthIDTextWatermarkingConfig
+        from transformers.generation.configuration_utils import SynthIDTextWatermarkingConfig
 
         if not isinstance(config, SynthIDTextWatermarkingConfig) or config.debug_mode:
             debugging = ", with debug_mode" if getattr(config, "debug_mode", False) else ""

@@ -83,7 +83,7 @@ def from_checkpoint(folder: Path | None) -> tuple[Any, InitRecord]:
     Raises:
         ConfigError: no such folder.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     if folder is None or not (folder / "config.json").exists():
         raise ConfigError(

@@ -110,7 +110,8 @@ class _Run:
     """Network, optimiser and place in the plan."""
 
     def __init__(self, settings: TrainSettings, ready: Prepared, out: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+        from transformers.models.auto.tokenization_auto import AutoTokenizer
 
         self.settings, self.ready, self.out = settings, ready, out
         folder = str(ready.initial)

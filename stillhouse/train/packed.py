@@ -88,9 +88,9 @@ def read_packed(network: Any) -> None:
     pass something on from token to token, weights that are not float32 on the processor) is left as
     it is, and reads padded ones. Which ones can is tried, not listed.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.modeling_utils import AttentionInterface
 
     def attend(
         module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
