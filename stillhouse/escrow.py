@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
@@ -28,6 +27,7 @@ from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange, Request, canonical_json
 from stillhouse.merkle import inclusion_proof, is_included, leaf_hash, root_of
 from stillhouse.report import write_text
+from stillhouse.secret_file import write_secret
 from stillhouse.store import Store
 
 __all__ = [
@@ -97,11 +97,7 @@ class Escrow:
         key_file = folder / "key"
         if not key_file.exists() or len(key_file.read_bytes()) != 32:  # a crash cut it short
             key_file.unlink(missing_ok=True)
-            handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_bytes(32))
-                file.flush()
-                os.fsync(file.fileno())
+            write_secret(key_file, secrets.token_bytes(32))
         facts = {
             "version": VERSION,
             "began": datetime.now(UTC).isoformat(timespec="seconds"),

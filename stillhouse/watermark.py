@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.secret_file import read_secret, write_secret
 
 __all__ = ["KEY_BYTES", "MOST_WIDTH", "Watermark", "read_key", "write_key"]
 
@@ -42,6 +42,7 @@ MOST_WIDTH = 4
 """Tokens of a window at most: longer ones rarely come twice, so that nothing is learned of them."""
 
 _FORMAT = "stillhouse watermark key"
+_KEY_FILE = "a key file as `watermark.write_key` makes it"
 _VERSION = 1
 # SplitMix64's increment and multipliers (Steele, Lea, Flood 2014). Its last shift is left out: it
 # changes low bits only, and what is compared with gamma is decided by the high ones.
@@ -192,17 +193,7 @@ def write_key(path: Path, watermark: Watermark) -> None:
     """
     plain = {"format": _FORMAT, "version": _VERSION, "key": watermark.key.hex()}
     text = json.dumps(plain | watermark.facts(), indent=2) + "\n"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as problem:
-        raise DataError(
-            str(path), str(problem.strerror), "a new file in a folder that can be written to",
-            "Choose another path; a key is never overwritten",
-        ) from None  # fmt: skip
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_secret(path, text.encode())
 
 
 def read_key(path: Path) -> Watermark:
@@ -211,15 +202,7 @@ def read_key(path: Path) -> Watermark:
     Raises:
         DataError: no such file, not a key file, damaged, or one that others may read.
     """
-    try:
-        mode, text = path.stat().st_mode, path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise _unread(path, str(problem), "Check the path") from None
-    if mode & 0o077:
-        raise DataError(
-            str(path), f"a key that others may read (mode {mode & 0o777:04o})", "mode 0600",
-            f"chmod 600 {path}; and take a new key if somebody may have read it",
-        )  # fmt: skip
+    text = read_secret(path, _KEY_FILE, "Check the path")
     try:
         plain = json.loads(text)
         if (plain["format"], plain["version"]) != (_FORMAT, _VERSION):
@@ -234,4 +217,4 @@ def read_key(path: Path) -> Watermark:
 
 
 def _unread(path: Path, found: str, todo: str) -> DataError:
-    return DataError(str(path), found, "a key file as `watermark.write_key` makes it", todo)
+    return DataError(str(path), found, _KEY_FILE, todo)

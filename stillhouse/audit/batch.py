@@ -14,7 +14,6 @@ from __future__ import annotations
 import hmac
 import json
 import math
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from stillhouse.audit.pair_checks import SIDES
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.exchange import Exchange, Request
 from stillhouse.report import write_text
+from stillhouse.secret_file import write_secret
 
 __all__ = ["REPEATED_PAIRS", "Batch", "Waiting", "is_batch", "jsonable", "place_of"]
 
@@ -130,8 +130,7 @@ class Batch:
     def _key(self) -> bytes:
         path = self.folder / "key"
         if not path.exists():
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-                f.write(secrets.token_bytes(32))
+            write_secret(path, secrets.token_bytes(32))
         return path.read_bytes()
 
     def _lines(self, shown: Mapping[str, Any], access: str) -> Iterator[dict[str, Any]]:

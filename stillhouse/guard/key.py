@@ -8,12 +8,11 @@ Whoever holds the key can try out guesses: keep it apart from the events, and de
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
-import stat
 from pathlib import Path
 
 from stillhouse.errors import DataError
+from stillhouse.secret_file import read_secret, write_secret
 
 __all__ = ["NOTHING", "FieldHash", "derived", "fingerprint", "read_key", "write_key"]
 
@@ -31,22 +30,7 @@ def write_key(path: Path) -> bytes:
         DataError: the file exists, or the disk refuses.
     """
     key = secrets.token_bytes(KEY_BYTES)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(key.hex().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise DataError(
-            str(path), "a file of that name", "a new name",
-            "Use the key that is there: events of another key cannot be compared with new ones",
-        ) from None  # fmt: skip
-    except OSError as problem:
-        raise DataError(
-            str(path), f"cannot be written ({problem.strerror or problem})",
-            "a folder of the owner's", "Choose another place for the key",
-        ) from problem  # fmt: skip
+    write_secret(path, key.hex().encode() + b"\n")
     return key
 
 
@@ -56,19 +40,7 @@ def read_key(path: Path) -> bytes:
     Raises:
         DataError: there is none, it is no key, or others than the owner may read it.
     """
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(KEY_BYTES * 4)
-    except OSError as problem:
-        raise DataError(
-            str(path), f"cannot be read ({problem.strerror or problem})", "a key file", _MAKE
-        ) from problem
-    if mode & 0o077:
-        raise DataError(
-            str(path), f"others than its owner have rights on it (mode {mode:03o})", "mode 600",
-            f"Run `chmod 600 {path}`; where others may have read it, make a new key and scan anew",
-        )  # fmt: skip
+    text = read_secret(path, "a key file", _MAKE)
     try:
         key = bytes.fromhex(text.decode("ascii").strip())
     except ValueError:
