@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse
+from scipy.stats import hypergeom
 
 from stillhouse.guard.combine import bonferroni, tippett
 from stillhouse.guard.draws import FIRST_DRAWS, Candidates, Groups, count_p_values, counted
@@ -163,23 +164,28 @@ def row_sums(table: npt.NDArray[np.float32], index: Ints) -> Floats:
 def seen_again(members: Ints, again: Ints, reference: Reference, effort: Effort) -> list[Finding]:
     """Whether a template's customers send it on the other days, more than random ones do.
 
+    Nothing is drawn: in random groups within strata the number who do is a sum of hypergeometric
+    counts, whose distribution is known.
+
     Args:
         members: customers that the finding half linked.
         again: all customers who sent it in the testing half, members or not.
-        reference: what is drawn from.
-        effort: how much is drawn.
+        reference: what they are compared with.
+        effort: how many of them enter.
     """
     members = effort.some(members)
     if len(members) < _FEWEST_ROWS or len(reference.free) < _FEWEST_POOL:
         return []
-    sent = np.zeros(reference.population.customers)
+    sent = np.zeros(reference.population.customers, dtype=np.int64)
     sent[again] = 1
-
-    def statistics(index: Ints) -> Floats:
-        return sent[index].sum(axis=1)[:, None]
-
-    test, n = "template again", float(len(members))
-    return _by_size("content", test, members, statistics, reference, effort, n)
+    likely = np.ones(1)
+    for count, rows in _groups_by_size(members, reference).strata:
+        one = hypergeom.pmf(np.arange(count + 1), len(rows), sent[rows].sum(), count)
+        likely = np.convolve(likely, one)
+    n, seen = len(members), int(sent[members].sum())
+    usual = int(np.searchsorted(np.cumsum(likely), 0.5))
+    p = min(1.0, max(float(likely[seen:].sum()), np.finfo(float).tiny))
+    return [Finding("content", "template again", p, seen / n, usual / n, n)]
 
 
 # ---- load balance ----
@@ -261,21 +267,20 @@ def _belong_together(family: str, members: Ints, reference: Reference, effort: E
     held = reference.held[family]
     if family == "content":
         return pair_share(held.incidence[members]) >= effort.settings.cohesion
-    groups = reference.by_size.matching(members, [reference.population.size_class[members]])
+    groups = _groups_by_size(members, reference)
     few = np.concatenate([members[None], groups.draw(_GROUPS_TO_COMPARE, effort.rng)])
     share = _sharers(few, held, reference.population.home) / len(members)
     return bool(share[0] - np.median(share[1:]) >= effort.settings.sharing)
 
 
 def _held_by(index: Ints, incidence: sparse.csr_matrix) -> tuple[Ints, Ints]:
-    """Group and key of each key that a customer of a group has, packed, and whose it is."""
+    """Group and key of each key that a customer of a group has, packed; how many each has."""
     starts, keys, kinds = incidence.indptr, incidence.indices, incidence.get_shape()[1]
     first = starts[index].astype(np.int64)
     lengths = (starts[index + 1] - first).ravel()
     group = np.repeat(np.arange(len(index)), lengths.reshape(index.shape).sum(axis=1))
     inner = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    packed = group * kinds + keys[np.repeat(first.ravel(), lengths) + inner]
-    return packed, np.repeat(np.arange(index.size), lengths)
+    return group * kinds + keys[np.repeat(first.ravel(), lengths) + inner], lengths
 
 
 def _sharers(index: Ints, held: Held, home: Ints) -> Ints:
@@ -284,7 +289,8 @@ def _sharers(index: Ints, held: Held, home: Ints) -> Ints:
     Those at home in the group's commonest network do not count: one place may be an office or a
     campus, whose people have a card or a sign-up in common, too. A campaign's pools are several.
     """
-    packed, whose = _held_by(index, held.incidence)
+    packed, lengths = _held_by(index, held.incidence)
+    whose = np.repeat(np.arange(index.size), lengths)
     own = held.own[packed % len(held.rarity)]
     packed, whose = packed[own], whose[own]
     _, at, count = np.unique(packed, return_inverse=True, return_counts=True)
@@ -298,12 +304,16 @@ def _sharers(index: Ints, held: Held, home: Ints) -> Ints:
     return some.sum(axis=1)
 
 
+def _groups_by_size(members: Ints, reference: Reference) -> Groups:
+    return reference.by_size.matching(members, [reference.population.size_class[members]])
+
+
 def _by_size(
     family: str, test: str, members: Ints, statistics: Callable[[Ints], Floats],
     reference: Reference, effort: Effort, per: float,
 ) -> list[Finding]:  # fmt: skip
     """One finding against random customers of equal volume."""
-    groups = reference.by_size.matching(members, [reference.population.size_class[members]])
+    groups = _groups_by_size(members, reference)
     found = count_p_values(groups, members, statistics, effort.draws, effort.rng)
     seen, usual = float(found.observed[0]) / per, float(found.typical[0]) / per
     return [Finding(family, test, float(found.p_values[0]), seen, usual, len(members))]

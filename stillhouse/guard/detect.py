@@ -76,9 +76,7 @@ def detect(
         tell("fitting the calibration")
         heads = shared_keys(population, CONTENT[:2], None, fewest=1)
         calibration.check(population, heads.keys, settings)
-    clusters, weighed, membership = _judge(
-        population, settings, calibration, tell, finest=calibration is None
-    )
+    clusters, weighed, membership = _judge(population, settings, calibration, tell)
     tell("deciding")
     verdict: Verdict = decide(population, weighed, membership, calibration, settings)
     facts = verdict.facts | {"clusters_tested": clusters}
@@ -98,7 +96,7 @@ def calibrate(
     tell = progress or (lambda stage: None)
     _check_families(settings)
     population = _population(events, settings, tell)
-    _, weighed, membership = _judge(population, settings, None, tell, finest=False)
+    _, weighed, membership = _judge(population, settings, None, tell)
     tell("freezing frequencies")
     speaking = [e.strength for e in weighed if e.speaks(settings)]
     strong = np.array(speaking, dtype=np.float64)
@@ -128,14 +126,13 @@ def _population(events: Path, settings: GuardSettings, tell: Progress) -> Popula
 
 
 def _judge(
-    population: Population, settings: GuardSettings, known: Calibration | None, tell: Progress,
-    *, finest: bool,
+    population: Population, settings: GuardSettings, known: Calibration | None, tell: Progress
 ) -> tuple[int, list[Evidence], Membership]:  # fmt: skip
     """How many clusters were tested, what came of them, and the accounts' scores."""
     tell("finding clusters")
     clusters = find_clusters(population, settings, known.frozen if known else None)
     tell(f"testing {len(clusters)} clusters")
-    weighed = weigh(population, clusters, settings, finest=finest)
+    weighed = weigh(population, clusters, settings)
     beyond = known.strongest if known else 0.0
     weighed = join_wordings(population, without_crumbs(weighed, settings, beyond))
     tell("scoring accounts")

@@ -99,7 +99,7 @@ def describe(
         "volumes": _volumes(cluster, events, members),
         "estimate": _estimate(cluster, events, settings),
         "against": _against(evidence, members, settings, calibrated),
-        "next_step": _next_step(decision),
+        "next_step": _next_step(decision, cluster.one_place >= settings.one_place),
     }  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def _against(
     return said
 
 
-def _next_step(decision: str) -> str:
+def _next_step(decision: str, one_place: bool) -> str:
     if decision == "review":
         return (
             "Read ten exchanges of five members in the logs; ask what product sends this template; "
@@ -218,4 +218,9 @@ def _next_step(decision: str) -> str:
         )
     if decision == "allow":
         return "Nothing: the accounts are excused by the allow-list. Check that the list is right."
+    if one_place:
+        return (
+            "Ask whose network it is that most of them send from. If an organisation answers for "
+            "it, put its accounts on the allow-list; if nobody does, read ten exchanges."
+        )
     return "Watch it: scan again with the next days, and look whether a second family speaks."

@@ -10,6 +10,8 @@ limit of a stage is a p-value of the next alone, so the last one is valid, too.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +42,10 @@ __all__ = ["Evidence", "weigh"]
 _GIVEN_UP = 0.1
 """p-value of a family after the first draws from which it is not drawn again."""
 _SECOND, _SECOND_DRAWS = 2, 9999
-_FINEST = 3
+_LAST = 3
 _NEAR_FLOOR = 20
-"""A cluster is drawn a third and a fourth time where its p-value is within this factor of the least
-that the draws before can give."""
+"""A cluster is drawn a third time where its p-value is within this factor of the least that the
+draws before can give."""
 _OPEN_SHARE = 0.5
 _OF_TEMPLATES = ("narrow focus", "few repeats", "task in common")
 
@@ -100,17 +102,13 @@ def weigh(
     population: Population,
     clusters: list[Cluster],
     settings: GuardSettings,
-    *,
-    finest: bool = False,
 ) -> list[Evidence]:
     """Evidence of each cluster, q-values over all of them included.
 
     Args:
         population: the customers.
         clusters: as `find_clusters` gives them.
-        settings: of the scan.
-        finest: draw three times as often at the end: without a calibration there are more clusters
-            to correct for. A calibration and the scans held against it draw equally often.
+        settings: of the scan. A calibration and the scans held against it draw equally often.
     """
     everybody = Reference(
         population, Streams(population, np.flatnonzero(population.testing)),
@@ -120,17 +118,13 @@ def weigh(
         finder: everybody.without(_linked_by(population, clusters, finder))
         for finder in sorted({c.family for c in clusters})
     }
-    out = [_one(cluster, references[cluster.family], settings) for cluster in clusters]
-    drawn = _SECOND_DRAWS
-    for stage, draws in ((3, settings.permutations), (4, _FINEST * finest * settings.permutations)):
-        for evidence in out:
-            least = (len(evidence.families) - 1) * 2 / (drawn + 1)
-            # by the p-value alone: a small one is then always the last draws'
-            near = draws > drawn and evidence.p_value <= _NEAR_FLOOR * least
-            if near and _may_be_called(evidence, settings):
-                reference = references[evidence.cluster.family]
-                _redraw(evidence, reference, settings, stage, draws, _NEAR_FLOOR / drawn)
-        drawn = max(drawn, draws)
+
+    def weighed(cluster: Cluster) -> Evidence:
+        return _one(cluster, references[cluster.family], settings)
+
+    # a cluster's generator is its own, and numpy counts without the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        out = list(threads.map(weighed, clusters))
     _q_values(out, settings)
     return out
 
@@ -191,6 +185,12 @@ def _one(cluster: Cluster, reference: Reference, settings: GuardSettings) -> Evi
     evidence = Evidence(cluster, findings, families, at_least_two(list(families.values())))
     if sum(p <= _GIVEN_UP for p in families.values()) >= 2:
         _redraw(evidence, reference, settings, _SECOND, _SECOND_DRAWS, _GIVEN_UP)
+    least = (len(evidence.families) - 1) * 2 / (_SECOND_DRAWS + 1)
+    # by the p-value alone: a small one is then always the last draws'
+    near = settings.permutations > _SECOND_DRAWS and evidence.p_value <= _NEAR_FLOOR * least
+    if near and _may_be_called(evidence, settings):
+        limit = _NEAR_FLOOR / _SECOND_DRAWS
+        _redraw(evidence, reference, settings, _LAST, settings.permutations, limit)
     return evidence
 
 

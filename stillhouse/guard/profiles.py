@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,7 @@ class Streams:
         """(customers,) how many."""
         self._starts = starts
         self._rows: dict[int, tuple[Ints, npt.NDArray[np.float32]]] = {}
+        self._building = Lock()
 
     @cached_property
     def layout(self) -> Layout:
@@ -93,8 +95,9 @@ class Streams:
 
     def rows(self, size: int) -> tuple[Ints, npt.NDArray[np.float32]]:
         """Positions in `customers` of those with at least `size` events, and their rows."""
-        if size not in self._rows:
-            self._rows[size] = self._build(size)
+        with self._building:  # clusters that are tested at once ask for the same rows
+            if size not in self._rows:
+                self._rows[size] = self._build(size)
         return self._rows[size]
 
     def _build(self, size: int) -> tuple[Ints, npt.NDArray[np.float32]]:

@@ -77,10 +77,9 @@ class GuardSettings(Settings):
     """Evidence families used; the others are neither found by nor tested."""
     bin_hours: Annotated[float, Field(gt=0, le=24)] = 2.0
     """Width of the bins of activity."""
-    permutations: Annotated[int, Field(ge=999)] = 99_999
-    """Draws from the null of a cluster that looks like a campaign; three times as many without
-    a calibration. Others are given up after 99 or 9,999. No p-value of one test is below 1 / (draws
-    + 1)."""
+    permutations: Annotated[int, Field(ge=999)] = 299_999
+    """Draws from the null of a cluster that looks like a campaign; others are given up after 99 or
+    9,999. No p-value of a test that draws is below 1 / (draws + 1)."""
     most_tested: Annotated[int, Field(ge=20)] = 150
     """Customers of a cluster that enter the permutation tests, drawn at random."""
 

@@ -181,8 +181,23 @@ def test_customers_who_send_again_no_more_than_others_do_are_no_template(
         p.append(found.p_value)
     for level in (0.05, 0.1, 0.3, 0.5):  # ties make it larger, never smaller
         assert np.mean(np.array(p) <= level) < level + 4 * np.sqrt(level * (1 - level) / GROUPS)
-    (found,) = seen_again(again[:25], again, everybody.without(again[:25]), effort(1, 999))
-    assert (found.p_value, found.effect) == (0.001, 1.0)
+    (found,) = seen_again(again[:25], again, everybody.without(again[:25]), effort(1))
+    assert (found.p_value < 1e-12, found.effect) == (True, 1.0)
+
+
+def test_the_p_value_of_sending_again_is_the_share_of_drawn_groups(population: Population) -> None:
+    rng, draws = np.random.default_rng(6), 20_000
+    again = np.flatnonzero(rng.random(population.customers) < 0.3)
+    members = np.sort(rng.choice(population.customers, 25, replace=False))
+    reference = reference_of(population, np.ones(population.customers, dtype=bool)).without(members)
+    (found,) = seen_again(members, again, reference, effort(1))
+    size = population.size_class
+    groups = reference.by_size.matching(members, [size[members]]).draw(draws, rng)
+    sent = np.isin(groups, again).sum(axis=1)
+    share = np.mean(sent >= np.isin(members, again).sum())
+    assert 0.05 < share < 0.95
+    assert abs(found.p_value - share) < 4 * np.sqrt(share * (1 - share) / draws)
+    assert found.typical * 25 == pytest.approx(np.median(sent))
 
 
 def test_accounts_that_follow_those_that_fell_silent_are_seen(population: Population) -> None:
