@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -122,9 +122,12 @@ def weigh(
     def weighed(cluster: Cluster) -> Evidence:
         return _one(cluster, references[cluster.family], settings)
 
-    # a cluster's generator is its own, and numpy counts without the interpreter's lock
+    # a cluster's generator is its own, and numpy counts without the interpreter's lock; the largest
+    # first, so that none is left over at the end
+    order = sorted(range(len(clusters)), key=lambda at: -len(clusters[at].customers))
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        out = list(threads.map(weighed, clusters))
+        done = dict(zip(order, threads.map(weighed, [clusters[at] for at in order]), strict=True))
+    out = [done[at] for at in range(len(clusters))]
     _q_values(out, settings)
     return out
 
@@ -225,7 +228,10 @@ def _findings(
     if "timing" in families or (by_content and "content" in families):
         found += profile_tests(cluster.streams, reference, effort)
     if "timing" in families:
-        found += load_balance(cluster.streams, reference, effort)
+        # the smaller of schedule and load decides: what no draw reached, the load cannot better
+        reached = any(f.test == "one schedule" and f.p_value > 1 / draws for f in found)
+        less = replace(effort, draws=min(draws, _SECOND_DRAWS))
+        found += load_balance(cluster.streams, reference, effort if reached else less)
         found += model_switch(members, reference, effort)
     for family in reference.held:
         if family != cluster.family and family in families:
