@@ -25,9 +25,8 @@ from typing import Any
 
 from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange, Request, canonical_json
+from stillhouse.files import read_secret, write_secret, write_whole
 from stillhouse.merkle import inclusion_proof, is_included, leaf_hash, root_of
-from stillhouse.report import write_text
-from stillhouse.secret_file import write_secret
 from stillhouse.store import Store
 
 __all__ = [
@@ -88,14 +87,16 @@ class Escrow:
         """
         if (folder / "escrow.json").exists():
             return cls.open(folder)
-        if folder.exists() and any(p.name != "key" for p in folder.iterdir()):
+        if folder.exists() and any(
+            p.name not in ("key", ".escrow.json.new") for p in folder.iterdir()
+        ):
             raise DataError(
                 f"escrow {folder}", "a folder with other files", "an empty or new folder",
                 "Choose another folder",
             )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         key_file = folder / "key"
-        if not key_file.exists() or len(key_file.read_bytes()) != 32:  # a crash cut it short
+        if not key_file.exists() or key_file.stat().st_size != 32:  # a crash cut it short
             key_file.unlink(missing_ok=True)
             write_secret(key_file, secrets.token_bytes(32))
         facts = {
@@ -103,7 +104,7 @@ class Escrow:
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "key_sha256": hashlib.sha256(key_file.read_bytes()).hexdigest(),
         }
-        write_text(folder / "escrow.json", json.dumps(facts, indent=2) + "\n")
+        write_whole(folder / "escrow.json", json.dumps(facts, indent=2) + "\n")
         return cls.open(folder)
 
     @classmethod
@@ -116,7 +117,6 @@ class Escrow:
         where = f"escrow {folder}"
         try:
             facts = json.loads((folder / "escrow.json").read_text("utf-8"))
-            key = (folder / "key").read_bytes()
         except (OSError, ValueError) as problem:
             raise DataError(
                 where, str(problem), "escrow.json and key, as `collect --escrow` makes them",
@@ -127,6 +127,9 @@ class Escrow:
                 where, "another version of escrow.json", f"version {VERSION}",
                 "Read it with the release of Stillhouse that wrote it",
             )  # fmt: skip
+        key = read_secret(
+            folder / "key", "the key that `collect --escrow` made", "Put it back from a copy"
+        )
         if hashlib.sha256(key).hexdigest() != facts.get("key_sha256"):
             raise DataError(
                 where, "a key that is not the one committed to", "the key made with the escrow",
@@ -160,7 +163,7 @@ class Escrow:
             if pair in twins:
                 rows[pair] = commitment(self.nonce(exchange), exchange.id, twins[pair])
         lines = [_line(pair, rows[pair]).decode() + "\n" for pair in sorted(rows)]
-        write_text(self.folder / "commitments.jsonl", "".join(lines))
+        write_whole(self.folder / "commitments.jsonl", "".join(lines))
         return len(rows)
 
     def twins_of(self, served: Iterable[Exchange]) -> dict[str, Exchange]:

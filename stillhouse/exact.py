@@ -1,4 +1,5 @@
-"""Exact tests of coins: whether signs lean further than fair coins do, and Holm's correction.
+"""Exact tests of coins and urns: whether signs lean further than fair coins do, how many marked
+balls are drawn, and Holm's correction.
 
 In: differences or counts. Out: p-values that hold at every sample size, without a normal
 approximation, and bounds of a share. Nothing here knows what the differences are of. Random
@@ -20,6 +21,7 @@ __all__ = [
     "SignedRank",
     "binomial_tail",
     "holm",
+    "hypergeometric",
     "rank_quantile",
     "rank_tail",
     "share_bound",
@@ -180,6 +182,21 @@ def share_bound(successes: int, trials: int, *, level: float = 0.95) -> float:
     if successes == trials:
         return 1.0
     return float(betaincinv(successes + 1, trials - successes, level))
+
+
+def hypergeometric(balls: int, marked: int, drawn: int) -> Array:
+    """(drawn + 1,) chances of each number of marked balls among those drawn without replacement."""
+    from scipy.special import betaln
+
+    def log_choose(n: int, k: Array) -> Array:
+        return -np.log(n + 1) - betaln(n - k + 1, k + 1)
+
+    found = np.arange(drawn + 1, dtype=np.float64)
+    possible = (found <= marked) & (drawn - found <= balls - marked)
+    k, out = found[possible], np.zeros(drawn + 1)
+    ways = log_choose(marked, k) + log_choose(balls - marked, drawn - k)
+    out[possible] = np.exp(ways - log_choose(balls, np.array(float(drawn))))
+    return out
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from stillhouse.errors import StoreError
 from stillhouse.exchange import FORMAT_VERSION, Exchange, Logprobs, canonical_json
+from stillhouse.files import sync_folder
 from stillhouse.record import array_fields, plain
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
     "decode",
     "encode",
     "quiet",
-    "sync_folder",
 ]
 
 _FORMAT = "stillhouse exchanges"
@@ -244,15 +244,6 @@ class JournalWriter:
 
 def _crc(size: int, rows: int, body: bytes | memoryview) -> int:
     return zlib.crc32(body, zlib.crc32(size.to_bytes(4, "little") + rows.to_bytes(4, "little")))
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names that were given or taken away in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- the folder's two small files: what it is, and who writes ----

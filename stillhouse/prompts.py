@@ -22,6 +22,7 @@ from typing import Any
 
 from stillhouse.errors import DataError, nearest
 from stillhouse.exchange import Message, Tool
+from stillhouse.files import write_whole
 from stillhouse.messages import Prompt, Unfit, prompt_of, with_own_id
 
 __all__ = ["Prompt", "Prompts", "Reject", "prompt_files", "read_prompts", "write_rejects"]
@@ -142,11 +143,8 @@ def write_rejects(path: Path, rejects: Sequence[Reject], files: Collection[str])
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and moved, so that a kill leaves the old file or the new one.
-    aside = path.with_suffix(".new")
     # ASCII escapes: what was rejected for half a surrogate pair can be written down too.
-    aside.write_text("".join(json.dumps(line) + "\n" for line in others + new), "utf-8")
-    aside.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in others + new))
 
 
 # ---- which files ----

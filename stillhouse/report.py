@@ -8,7 +8,6 @@ text of models is escaped. The fields of `report.json` are listed in docs/evalua
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillhouse.errors import DataError
+from stillhouse.files import write_whole
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -31,7 +31,6 @@ __all__ = [
     "stylesheet",
     "visible",
     "write_report",
-    "write_text",
 ]
 
 
@@ -92,19 +91,7 @@ def write_report(run: Path, report: Mapping[str, Any]) -> tuple[Path, Path]:
         ) from None  # fmt: skip
     page = render(report)
     run.mkdir(parents=True, exist_ok=True)
-    return write_text(run / "report.json", text + "\n"), write_text(run / "report.html", page)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """The path, once the file is there; it is written whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    # A lone surrogate in a model's text has no UTF-8 form; its escape is what JSON calls it too.
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    return path
+    return write_whole(run / "report.json", text + "\n"), write_whole(run / "report.html", page)
 
 
 def render(report: Mapping[str, Any]) -> str:

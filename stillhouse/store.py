@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, Self, overload
 from stillhouse import parquet
 from stillhouse.errors import StoreError
 from stillhouse.exchange import FORMAT_VERSION, Exchange
+from stillhouse.files import sync_folder
 from stillhouse.journal import (
     Entry,
     Journal,
@@ -34,7 +35,6 @@ from stillhouse.journal import (
     claim,
     encode,
     quiet,
-    sync_folder,
 )
 from stillhouse.record import fits
 

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import ConfigError, DataError
-from stillhouse.secret_file import read_secret, write_secret
+from stillhouse.files import read_secret, write_secret
 
 __all__ = ["KEY_BYTES", "MOST_WIDTH", "Watermark", "read_key", "write_key"]
 

@@ -15,6 +15,7 @@ import pytest
 
 from stillhouse.audit.settings import IdentitySettings, TwinSettings, WatermarkSettings
 from stillhouse.config import Recipe, Settings
+from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.simulate_settings import CampaignSettings, SimulateSettings
 from tests.exchange_page import PAGE, fresh_page
 
@@ -29,7 +30,8 @@ PAGES = [
 VERBS = [
     "distill", "collect", "train", "evaluate", "report", "chat", "models", "audit twin",
     "audit watermark", "audit identity", "audit change", "audit verify", "audit redact",
-    "audit reveal", "audit key",
+    "audit reveal", "audit key", "guard scan", "guard calibrate", "guard export", "guard simulate",
+    "guard benchmark",
 ]  # fmt: skip
 
 
@@ -135,9 +137,28 @@ def range_page() -> str:
     )  # fmt: skip
 
 
+GUARD = {"`stillhouse guard scan` and `calibrate`": GuardSettings}
+
+
+def guard_page() -> str:
+    """`docs/guard-settings.md`, made from the settings class."""
+    return settings_page(
+        [
+            "# Settings of guard", "",
+            "Made from `stillhouse/guard/settings.py` by `make docs`. Each is an option:",
+            "`stillhouse guard scan LOG... --out DIR --family-level 0.01`. A scan with a",
+            "calibration must use the calibration's values, except of those that only decide,",
+            "excuse or price (from `false_discovery_rate` on). Where each comes from:",
+            "[guard-detector.md](guard-detector.md).",
+        ],
+        GUARD,
+    )  # fmt: skip
+
+
 GENERATED = {
     ROOT / "docs" / "recipe.md": recipe_page,
     ROOT / "docs" / "audit-settings.md": audit_page,
+    ROOT / "docs" / "guard-settings.md": guard_page,
     ROOT / "docs" / "guard-simulate-settings.md": range_page,
     PAGE: fresh_page,
 }
@@ -157,7 +178,7 @@ def test_every_setting_is_explained() -> None:
             else:
                 assert explanations(kind).get(name), f"{kind.__name__}.{name} has no docstring"
 
-    for kind in (Recipe, *AUDITS.values(), *RANGE.values()):
+    for kind in (Recipe, *AUDITS.values(), *GUARD.values(), *RANGE.values()):
         check(kind)
 
 

@@ -18,6 +18,7 @@ from stillhouse.exact import (
     MOST_PAIRS,
     binomial_tail,
     holm,
+    hypergeometric,
     rank_quantile,
     rank_tail,
     share_bound,
@@ -123,3 +124,13 @@ def test_audits_draw_no_more_pairs_than_the_exact_test_takes() -> None:
     with pytest.raises(ConfigError, match="less than or equal to 2000"):
         make(TwinSettings, {"pairs": MOST_PAIRS + 1}, where="audit")
     assert TwinSettings(pairs=MOST_PAIRS).pairs == MOST_PAIRS
+
+
+@pytest.mark.parametrize(
+    ("balls", "marked", "drawn"), [(9, 4, 3), (9, 0, 3), (9, 9, 3), (5, 4, 5), (20_000, 150, 400)]
+)
+def test_chances_of_marked_balls_are_those_of_scipy(balls: int, marked: int, drawn: int) -> None:
+    ours = hypergeometric(balls, marked, drawn)
+    theirs = stats.hypergeom.pmf(np.arange(drawn + 1), balls, marked, drawn)
+    assert ours == pytest.approx(theirs, rel=1e-8, abs=1e-300)
+    assert ours.sum() == pytest.approx(1)

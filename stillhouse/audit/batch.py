@@ -24,8 +24,7 @@ from stillhouse.audit.bundle import Bundle
 from stillhouse.audit.pair_checks import SIDES
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.exchange import Exchange, Request
-from stillhouse.report import write_text
-from stillhouse.secret_file import write_secret
+from stillhouse.files import read_secret, write_secret, write_whole
 
 __all__ = ["REPEATED_PAIRS", "Batch", "Waiting", "is_batch", "jsonable", "place_of"]
 
@@ -85,7 +84,7 @@ class Batch:
                 json.dumps({"id": name, **shown[name][0]}, ensure_ascii=False) + "\n"
                 for name in sorted(shown)
             ]
-            write_text(self.requests, "".join(lines))
+            write_whole(self.requests, "".join(lines))
             return Waiting(self.spec, self.requests, self.answers, len(shown), _discloses(pairs))
         kind = "scores" if access == "logprobs" else "continuations"
         there = [_place(line) for line in bundle.lines(kind)]  # of a run that was cut short
@@ -131,7 +130,13 @@ class Batch:
         path = self.folder / "key"
         if not path.exists():
             write_secret(path, secrets.token_bytes(32))
-        return path.read_bytes()
+        key = read_secret(path, "the batch's key", "Take it from a copy, or begin in a new folder")
+        if len(key) != 32:
+            raise DataError(
+                str(path), f"{len(key)} bytes", "the 32 bytes of the batch's key",
+                "Delete it if no requests were handed out yet; else take it from a copy",
+            )  # fmt: skip
+        return key
 
     def _lines(self, shown: Mapping[str, Any], access: str) -> Iterator[dict[str, Any]]:
         wanted = "logprobs" if access == "logprobs" else "text"

@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 from stillhouse.audit.contest import empty_form
-from stillhouse.audit.disk import check_size, disk, refuse_foreign, turn, write_at, write_whole
+from stillhouse.audit.disk import check_size, disk, refuse_foreign, turn, write_at
 from stillhouse.audit.seal import (
     CONTEST,
     NAME,
@@ -41,7 +41,7 @@ from stillhouse.audit.seal import (
     shown,
 )
 from stillhouse.errors import ConfigError, DataError, EvidenceError
-from stillhouse.journal import sync_folder
+from stillhouse.files import sync_folder, write_whole
 
 __all__ = ["MIN_SECRET_BYTES", "Bundle", "sealed_evidence"]
 
@@ -233,7 +233,7 @@ class Bundle:
             self._check_committed(files)
             seal = seal_of(files.values())
             write_whole(self._sealed / SEAL, canonical(seal, where) + b"\n", self.folder)
-            for left in self.folder.glob(".*.part"):  # of a crash
+            for left in self.folder.glob(".*.new"):  # of a crash
                 left.unlink()
             self.root = seal["root"]
 
@@ -353,7 +353,8 @@ def _other(where: str, what: str, begun: Any, given: Any) -> ConfigError:
     return ConfigError(
         where, f"{what} is {shown(given)}, and the bundle was begun with {shown(begun)}",
         "what was fixed beforehand, unchanged",
-        "Go on with the same plan, lines and secrets, or begin in another folder",
+        "Go on with the same plan, lines and secrets, or name another --out; if nothing was asked "
+        "yet, the folder may be deleted",
     )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stillhouse.errors import ConfigError, DataError
-from stillhouse.journal import sync_folder
+from stillhouse.files import sync_folder
 
-__all__ = ["check_size", "disk", "refuse_foreign", "turn", "write_at", "write_whole"]
+__all__ = ["check_size", "disk", "refuse_foreign", "turn", "write_at"]
 
 
 @contextmanager
@@ -44,24 +44,6 @@ def turn(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def write_whole(path: Path, data: bytes, aside: Path) -> None:
-    """Put a file there, whole or not at all, and on the disk when this returns.
-
-    Args:
-        path: where it belongs.
-        data: its bytes.
-        aside: a folder of the same file system in which it is written first.
-    """
-    begun = aside / f".{path.name}.part"
-    handle = os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        _write(handle, data, 0)
-    finally:
-        os.close(handle)
-    begun.replace(path)
-    sync_folder(path.parent)
 
 
 def write_at(path: Path, data: bytes, end: int) -> None:

@@ -20,6 +20,7 @@ from stillhouse import __version__
 from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.claims import Claims, battery, battery_hash, questions
 from stillhouse.audit.identity import evidence
+from stillhouse.audit.seal import SEALED
 from stillhouse.audit.settings import IdentitySettings
 from stillhouse.audit.suspect import address_of, name_of
 from stillhouse.errors import CapabilityError, ConfigError, ModelError, nearest
@@ -74,6 +75,10 @@ def identity_audit(
     if finished is not None:
         progress.say(f"{out} is sealed: nothing is asked again")
         return finished
+    if not (out / SEALED).exists():  # a misspelt model is found before anything is fixed
+        for spec in specs.values():
+            with open_model(spec, need=Need(text=True), runs=runs, progress=progress):
+                pass
     bundle = Bundle.begin(out, plan)
     for role, spec in specs.items():
         _Asking(plan, role, spec, bundle, progress).ask(settings.concurrency, runs)

@@ -20,6 +20,7 @@ from stillhouse.audit.pair_checks import has_texts
 from stillhouse.audit.selection import prompt_key
 from stillhouse.errors import DataError
 from stillhouse.exchange import canonical_json, from_dict
+from stillhouse.files import whole_lines
 
 __all__ = ["Ledger", "begun"]
 
@@ -86,8 +87,8 @@ def begun(log: Path, plan: Line, bundle: Path) -> int:
 
 def _entries(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    for number, text in enumerate(lines, start=1):
+    # an entry that a kill cut short was never acknowledged: nothing was asked after it
+    for number, text in enumerate(whole_lines(path), start=1):
         try:
             entry = json.loads(text)
             found.append({key: entry[key] for key in keys})

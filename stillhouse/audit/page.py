@@ -43,7 +43,8 @@ from stillhouse.audit.page_rows import (
 )
 from stillhouse.audit.seal import SEAL, SEALED, Sealed, sha256
 from stillhouse.errors import DataError, EvidenceError
-from stillhouse.report import figure, markup, page_template, stylesheet, write_text
+from stillhouse.files import write_whole
+from stillhouse.report import figure, markup, page_template, stylesheet
 from stillhouse.watermark import Watermark
 
 __all__ = ["PAGE", "write_page"]
@@ -85,7 +86,7 @@ def write_page(folder: Path, evidence: Figures, plan: Figures) -> Path:
     template = page_template(here.joinpath("page.html.jinja").read_text("utf-8"))
     style = markup(here.joinpath("page.css").read_text("utf-8"))
     shown = _view(evidence, plan, bundle) | {"css": stylesheet(), "own_css": style}
-    return write_text(folder / PAGE, template.render(shown))
+    return write_whole(folder / PAGE, template.render(shown))
 
 
 class _Bundle:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import merkle
-from stillhouse.audit.disk import disk, write_whole
+from stillhouse.audit.disk import disk
 from stillhouse.audit.seal import CONTEST, SEAL, SEALED, Sealed, sha256
 from stillhouse.audit.verify import verify
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.files import write_whole
 
 __all__ = ["redact"]
 

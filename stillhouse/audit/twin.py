@@ -7,7 +7,7 @@ suspect cannot tell which is which: the sign of its preference is a fair coin, w
 is. Every exclusion here is a symmetric function of the two: exchanging them everywhere turns the
 sign of each difference and nothing else. Nothing here asks a model.
 
-Source: DESIGN, 'The twin test'; the paired, randomised form as STAMP's (arXiv 2504.13416), with the
+Source: ours; the paired, randomised form as STAMP's (arXiv 2504.13416), with the
 teacher's own sampling in the place of rephrasing.
 """
 

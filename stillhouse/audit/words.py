@@ -1,6 +1,6 @@
 """The words a verdict may be given in, and sentences that more than one test must say.
 
-In: nothing. Out: constants. DESIGN, 'Honesty of verdicts', fixes them; a test holds every sentence
+In: nothing. Out: constants. They are fixed for all audits; a test holds every sentence
 of a report against `FORBIDDEN`.
 """
 

@@ -27,10 +27,6 @@ def identity(
 ) -> None:
     """Ask a suspect and controls who they are, in twelve languages; a share is no error rate.
 
-    For example
-    stillhouse audit identity --suspect hf:./model --candidate openai --control smollm2-135m
-    --out identity
-
     Parameters
     ----------
     suspect

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.cli.audit_bundle import told
-from stillhouse.cli.terminal import Common, emit, make_progress, table
+from stillhouse.cli.terminal import Common, emit, make_progress, plainly, table
 from stillhouse.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ def twin(
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Test whether a suspect leans to the answers that were served, against their twins.
-
-    For example
-    stillhouse audit twin --suspect hf:./model --exchanges served --twins escrow --out audit
 
     Parameters
     ----------
@@ -74,7 +71,7 @@ def twin(
         plan = planned(
             settings, exchanges=exchanges, teacher=teacher, twins=twins, ledger=ledger, out=out
         )
-        return emit(plan, [f"{name}: {value}" for name, value in plan.items()], as_json=common.json)
+        return emit(plan, plainly(plan), as_json=common.json)
     assert out is not None
     found = twin_audit(
         settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,

@@ -30,10 +30,6 @@ def watermark(
 ) -> None:
     """Test whether a suspect prefers the tokens that a secret key made green.
 
-    For example
-    stillhouse audit watermark --suspect hf:./model --teacher smollm2-135m --key mark.key
-    --prompts prompts.jsonl --out audit
-
     Parameters
     ----------
     suspect

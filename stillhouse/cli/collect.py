@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from stillhouse.cli.terminal import Common, emit, make_progress
+from stillhouse.cli.terminal import Common, emit, make_progress, plainly
 from stillhouse.config import CollectSettings
 from stillhouse.errors import ConfigError
 
@@ -44,31 +44,28 @@ def collect(
     if recipe is not None:
         from stillhouse.config import load_recipe
 
+        if teacher is not None or out is not None or settings != CollectSettings():
+            raise ConfigError(
+                "stillhouse collect", "options beside a recipe",
+                "options, or a recipe with settings as key=value",
+                "Write them as settings: collect RECIPE.yaml teacher=SPEC collect.exchanges=5",
+            )  # fmt: skip
         loaded = load_recipe(recipe, overrides)
         teacher, settings = loaded.teacher, loaded.collect
         out = loaded.exchanges or loaded.folder / "exchanges"
     if teacher is None or out is None or not settings.prompts:
-        missing = [
-            name
-            for name, value in (
-                ("--teacher", teacher),
-                ("--prompts", settings.prompts),
-                ("--out", out),
-            )
-            if not value
-        ]
+        given = {"--teacher": teacher, "--prompts": settings.prompts, "--out": out}
         raise ConfigError(
-            "stillhouse collect",
-            f"no {', '.join(missing)}",
+            "stillhouse collect", f"no {', '.join(n for n, value in given.items() if not value)}",
             "--teacher SPEC --prompts FILE_OR_DIR --out STORE, or a recipe",
             "Add what is missing; `stillhouse collect --help` shows an example",
-        )
+        )  # fmt: skip
     from stillhouse.collect import run
 
     progress = make_progress(quiet=common.quiet)
     if dry_run:
         plan = run.plan(settings, teacher=teacher, store=out).to_dict()
-        emit(plan, [f"{key}: {value}" for key, value in plan.items()], as_json=common.json)
+        emit(plan, plainly(plan), as_json=common.json)
         return
     report = run.collect(settings, teacher=teacher, store=out, progress=progress).to_dict()
-    emit(report, [f"{key}: {value}" for key, value in report.items()], as_json=common.json)
+    emit(report, plainly(report), as_json=common.json)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from stillhouse.cli.terminal import Common, emit, make_progress, table
+from stillhouse.cli.evaluate import figures
+from stillhouse.cli.terminal import Common, emit, make_progress, plainly, table
+
+if TYPE_CHECKING:
+    from stillhouse.config import Recipe
 
 __all__ = ["distill"]
 
@@ -32,7 +36,7 @@ def distill(
     overrides
         Settings laid over the recipe, as key=value: train.epochs=3 name=longer.
     dry_run
-        Say what would be done, and do nothing.
+        Say which stages are open and what would be asked under which terms; do nothing.
     again
         Forget this stage and those after it, and do them again.
     """
@@ -43,38 +47,29 @@ def distill(
     if dry_run:
         rows = plan(settings)
         lines = table([["stage", "state"], *([row["stage"], row["state"]] for row in rows)])
-        emit({"run": str(settings.folder), "plan": rows}, lines, as_json=common.json)
+        asked = _to_ask(settings) if rows[0]["state"] == "open" else {}
+        result = {"run": str(settings.folder), "plan": rows, "collect": asked}
+        emit(result, [*lines, *plainly(asked)], as_json=common.json)
         return
     report = run_stages(settings, STAGES, make_progress(quiet=common.quiet), again)
     emit(report, summary(report, settings.folder), as_json=common.json)
 
 
+def _to_ask(recipe: Recipe) -> dict[str, Any]:
+    """What collecting would ask, through the same gates; nothing where answers are at hand."""
+    from stillhouse.collect import run
+
+    if recipe.exchanges is not None:
+        return {}
+    store = recipe.folder / "exchanges"
+    return run.plan(recipe.collect, teacher=recipe.teacher, store=store).to_dict()
+
+
 def summary(report: dict, folder: Path) -> list[str]:
     """The report in a dozen lines."""
-    before, after = report["held_out"]["before"], report["held_out"]["after"]
-    speed, student = report["speed"], report["student"]
-    rows = [["held out", "before", "after", "95 % interval", "n"]]
-    for key, name in (
-        ("kl_nats", "KL(teacher || student), nats"),
-        ("top1_agreement", "top-1 agreement"),
-        ("nll_nats", "NLL of the teacher's answers, nats"),
-        ("ece", "calibration error"),
-    ):
-        a = after[key]
-        rows.append(
-            [
-                name,
-                f"{before[key]['value']:.3f}" if before else "-",
-                f"{a['value']:.3f}",
-                f"{a['low']:.3f} to {a['high']:.3f}",
-                str(a["n"]),
-            ]
-        )
-    pace = f", decodes {speed['ratio']['value']:.2f} times as fast" if speed else ""
     return [
-        f"{student['name']}, distilled from {report['teacher']['spec']}: "
-        f"{student['parameters'] / 1e6:.1f} M parameters{pace}",
-        *table(rows),
+        f"{report['student']['name']}, distilled from {report['teacher']['spec']}",
+        *figures(report),
         f"report   {folder / 'report.html'}",
         f"talk     stillhouse chat {report['name']}",
     ]

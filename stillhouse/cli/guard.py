@@ -33,24 +33,22 @@ def scan(
 ) -> None:
     """Find extraction campaigns across the accounts of some logs.
 
-    For example
-    stillhouse guard scan logs/ --out scan --calibration benign.cal
-
     Parameters
     ----------
     logs
-        Log files, stores, or folders of log files; gzip and zstd are read. None scans again what
-        was read into --out before.
+        Log files, stores, or folders of log files; gzip and zstd are read. Give no logs to scan
+        again what --out already holds.
     out
         The scan's folder; logs of later days are added to it.
     calibration
         File of `guard calibrate`, of benign traffic of as many days.
     key
-        File of the secret that names are hashed with.
+        File of the secret that names are hashed with. Default: CALIBRATION.key where one is given,
+        else OUT.key, made if missing.
     mapping
         YAML file that says what columns mean, for logs of no known format.
     max_bad_share
-        Share of lines that may be no events.
+        Largest share of unusable lines, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_scan
 
@@ -101,9 +99,6 @@ def calibrate(
 ) -> None:
     """Measure what benign traffic looks like, so that scans know their false alarms.
 
-    For example
-    stillhouse guard calibrate benign-week/ --out benign.cal
-
     Parameters
     ----------
     logs
@@ -111,11 +106,12 @@ def calibrate(
     out
         The calibration's file; its secret is written beside it (OUT.key), for scans to use.
     key
-        File of the secret that names are hashed with.
+        File of the secret that names are hashed with, a scan's for example. Default: OUT.key, made
+        if missing.
     mapping
         YAML file that says what columns mean, for logs of no known format.
     max_bad_share
-        Share of lines that may be no events.
+        Largest share of unusable lines, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_calibrate
 
@@ -236,9 +232,6 @@ def benchmark(
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure the detector on simulated logs, and print the table as JSON.
-
-    For example
-    stillhouse guard benchmark --quick --work toy
 
     Parameters
     ----------

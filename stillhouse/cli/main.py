@@ -26,45 +26,73 @@ app = cyclopts.App(
     "API's logs; audit a suspect model for a teacher's answers.",
     version=__version__,
     help_format="plaintext",  # loading a markdown renderer takes a tenth of `--help`
-    help_epilogue="Every command takes --json (result on stdout) and --traceback (our defects).",
+    help_epilogue="Every command takes --json (result on stdout) and --traceback (the stack behind "
+    "an error message).",
+    default_parameter=cyclopts.Parameter(negative_iterable=()),
 )
-for _name, _line in {
-    "distill": "Run a whole recipe: weights, answers, training, evaluation, report.",
-    "collect": "Ask a teacher prompts, keep its answers and their log-probabilities.",
-    "train": "Train the recipe's student on the exchanges collected.",
-    "evaluate": "Measure how close the recipe's student came to its teacher.",
-    "report": "Write a run's report.json and report.html again, or print it.",
-    "chat": "Talk to any model or finished run.",
-}.items():
-    app.command(f"stillhouse.cli.{_name}:{_name}", name=_name, help=_line)
-models = cyclopts.App(name="models", help="Manage the weights of embedded models.")
-models.command("stillhouse.cli.models:list_models", name="list", help="The models known by name.")
-models.command("stillhouse.cli.models:pull", name="pull", help="Fetch a model's weights once.")
-models.command("stillhouse.cli.models:show", name="show", help="Everything known about a model.")
-app.command(models)
-audit = cyclopts.App(name="audit", help="Test what a suspect was trained on; verify evidence.")
-for _name, _target, _line in (
-    ("twin", "audit_twin:twin", "Does a suspect lean to the answers that were served?"),
-    ("watermark", "audit_watermark:watermark", "Does a suspect carry a served watermark?"),
-    ("identity", "audit_identity:identity", "Who does a suspect say it is, beside controls?"),
-    ("change", "audit_identity:change", "What changed between two identity audits?"),
-    ("verify", "audit_bundle:verify", "Recompute every number of a bundle from its raw lines."),
-    ("redact", "audit_bundle:redact", "Copy a bundle with some raw lines withheld."),
-    ("reveal", "audit_bundle:reveal", "Show the coins of some escrowed pairs."),
-    ("key", "audit_watermark:key", "Make a watermark's secret key."),
-):
-    audit.command(f"stillhouse.cli.{_target}", name=_name, help=_line)
-app.command(audit)
-guard = cyclopts.App(name="guard", help="Find extraction campaigns in a provider's own logs.")
-for _name, _line in {
-    "scan": "Find campaigns across the accounts of some logs.",
-    "calibrate": "Measure what benign traffic looks like, so that false alarms are known.",
-    "export": "Write a campaign's exchanges as a store, for an audit.",
-    "simulate": "Write labelled logs of simulated traffic.",
-    "benchmark": "Measure the detector on simulated logs.",
-}.items():
-    guard.command(f"stillhouse.cli.guard:{_name}", name=_name, help=_line)
-app.command(guard)
+_GROUPS = {
+    "models": cyclopts.App(name="models", help="Manage the weights of embedded models."),
+    "audit": cyclopts.App(name="audit", help="Test what a suspect was trained on."),
+    "guard": cyclopts.App(name="guard", help="Find extraction campaigns in a provider's own logs."),
+}
+# verb, where its function stands, what it does, an example of its use
+_VERBS = (
+    ("distill", "distill:distill",
+     "Run a whole recipe: weights, answers, training, evaluation, report.",
+     "examples/quickstart.yaml train.epochs=3 name=longer"),
+    ("collect", "collect:collect",
+     "Ask a teacher prompts, keep its answers and their log-probabilities.",
+     "--teacher smollm2-135m --prompts prompts.jsonl --out answers"),
+    ("train", "train:train", "Train the recipe's student on the exchanges collected.",
+     "examples/quickstart.yaml"),
+    ("evaluate", "evaluate:evaluate", "Measure how close the recipe's student came to its teacher.",
+     "examples/quickstart.yaml"),
+    ("report", "report:report", "Write a run's report.json and report.html again, or print it.",
+     "quickstart"),
+    ("chat", "chat:chat", "Talk to any model or finished run.", "run:quickstart"),
+    ("models list", "models:list_models", "The models known by name.", ""),
+    ("models pull", "models:pull", "Fetch a model's weights once.", "smollm2-135m"),
+    ("models show", "models:show", "Everything known about a model.", "smollm2-135m"),
+    ("audit twin", "audit_twin:twin", "Does a suspect lean to the answers that were served?",
+     "--suspect hf:./model --exchanges served --twins escrow --out audit"),
+    ("audit watermark", "audit_watermark:watermark", "Does a suspect carry a served watermark?",
+     "--suspect hf:./model --teacher smollm2-135m --key mark.key --prompts prompts.jsonl "
+     "--out audit"),
+    ("audit identity", "audit_identity:identity", "Who does a suspect say it is, beside controls?",
+     "--suspect hf:./model --candidate openai --control smollm2-135m --out identity"),
+    ("audit change", "audit_identity:change", "What changed between two identity audits?",
+     "identity-may identity-june"),
+    ("audit verify", "audit_bundle:verify",
+     "Recompute every number of a bundle from its raw lines; exit code 3 on any difference.",
+     "audit"),
+    ("audit redact", "audit_bundle:redact", "Copy a bundle with some raw lines withheld.",
+     "audit for-the-public --matching 'patient'"),
+    ("audit reveal", "audit_bundle:reveal", "Show the coins of some escrowed pairs.",
+     "escrow served x1:0a1b2c..."),
+    ("audit key", "audit_watermark:key", "Make a watermark's secret key.",
+     "mark.key --teacher smollm2-135m"),
+    ("guard scan", "guard:scan", "Find campaigns across the accounts of some logs.",
+     "logs/ --out scan --calibration benign.cal"),
+    ("guard calibrate", "guard:calibrate",
+     "Measure what benign traffic looks like, so that false alarms are known.",
+     "benign-week/ --out benign.cal"),
+    ("guard export", "guard:export", "Write a campaign's exchanges as a store, for an audit.",
+     "scan c-51a34ec87e8c5799 --out exchanges"),
+    ("guard simulate", "guard:simulate",
+     "Write labelled logs of simulated traffic, to measure detection on. Contacts nobody.",
+     "examples/guard/small.yaml --out range"),
+    ("guard benchmark", "guard:benchmark",
+     "Measure the detector on simulated logs, and print the table as JSON.",
+     "--quick --work quick"),
+)  # fmt: skip
+for _verb, _target, _line, _example in _VERBS:
+    _group, _, _name = _verb.rpartition(" ")
+    _GROUPS.get(_group, app).command(
+        f"stillhouse.cli.{_target}", name=_name, help=_line,
+        help_epilogue=f"Example: stillhouse {_verb} {_example}".rstrip(),
+    )  # fmt: skip
+for _app in _GROUPS.values():
+    app.command(_app)
 
 
 _EXTRAS = {
@@ -81,9 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments.remove("--traceback")
         os.environ["STILLHOUSE_TRACEBACK"] = "1"
     try:
-        app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
-    except cyclopts.CycloptsError:
-        return 2  # cyclopts has printed what was wrong with the usage
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except cyclopts.CycloptsError as error:
+        _print_error(_of_usage(error), as_json="--json" in arguments)
+        return 2
     except (StillhouseError, ModuleNotFoundError) as error:
         told = _without_extra(error) if isinstance(error, ModuleNotFoundError) else error
         if told is None or os.environ.get("STILLHOUSE_TRACEBACK"):
@@ -91,12 +120,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(told, as_json="--json" in arguments)
         return told.exit_code
     except KeyboardInterrupt:
-        print("\nStopped. What was done is kept; run the same command to go on.", file=sys.stderr)
+        print("\nStopped. What was finished is kept; run the same command again.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `stillhouse ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
+    """What is wrong with a command line, in the four parts of our errors."""
+    from pydantic import ValidationError
+
+    command = " ".join(("stillhouse", *(error.command_chain or ())))
+    look = f"See {command} --help"
+    if isinstance(error.__cause__, ValidationError):
+        first = error.__cause__.errors()[0]
+        ours = first.get("ctx", {}).get("error")
+        if isinstance(ours, ConfigError):  # of a check across several settings
+            return ours
+        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        expected = first["msg"].removeprefix("Value error, ")
+        expected = expected.removeprefix("Input should be ").partition(", unable")[0]
+        return ConfigError(f"{command}, {option}", repr(first["input"]), expected, look)
+    argument = getattr(error, "argument", None)
+    if isinstance(error, cyclopts.MissingArgumentError) and argument is not None:
+        positional = argument.index is not None
+        name = argument.name.lstrip("-").upper() if positional else argument.name
+        return ConfigError(command, f"no {name}", f"a value for {name}", look)
+    found, _, hint = " ".join(str(error).split()).partition(". ")
+    meant = hint.partition("?")[0] + "?" if hint.startswith("Did you mean") else look
+    return ConfigError(command, found, f"what `{command} --help` shows", meant)
 
 
 def _without_extra(missing: ModuleNotFoundError) -> ConfigError | None:

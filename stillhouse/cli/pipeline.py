@@ -24,6 +24,7 @@ from typing import Any
 from stillhouse.cli.run_yaml import as_written_in, changed_keys, write_run
 from stillhouse.config import Recipe, file_hash, fingerprint
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.files import write_whole
 from stillhouse.memory import give_back_memory
 from stillhouse.prompts import prompt_files
 from stillhouse.report import Progress
@@ -44,6 +45,7 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.folder = recipe.folder
+        self.began = time.monotonic()
         self.record_path = self.folder / "stages.json"
         self.record: dict[str, Any] = {"stages": {}, "seconds_total": 0.0, "peak_memory_bytes": 0}
         if self.record_path.exists():
@@ -68,9 +70,7 @@ class Run:
 
     def write(self) -> None:
         """Write `stages.json` atomically."""
-        partial = self.record_path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.record, indent=2))
-        partial.replace(self.record_path)
+        write_whole(self.record_path, json.dumps(self.record, indent=2))
 
     def drop(self, stage: str) -> None:
         """Forget a stage and those after it, and delete what they made."""
@@ -192,7 +192,7 @@ def _report(run: Run, progress: Progress) -> dict[str, Any]:
     from stillhouse.report import write_report
 
     report = findings(run.folder, run.recipe, run.record, _store_size(run.exchanges))
-    report["seconds"]["total"] = run.record["seconds_total"] + seconds_since_start()
+    report["seconds"]["total"] = run.record["seconds_total"] + time.monotonic() - run.began
     report["peak_memory_bytes"] = max(run.record["peak_memory_bytes"], peak_memory_bytes())
     _, page = write_report(run.folder, report)
     progress.say(f"  {page}")
@@ -318,11 +318,15 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _clock(run: Run) -> Iterator[None]:
     """Add this command's wall clock, and its peak memory, to the run's record."""
+    global _start_up_counted
     before = run.record["seconds_total"]
+    # the first command of a process is what it was started for; a later one is not
+    run.began = time.monotonic() - (0.0 if _start_up_counted else seconds_since_start())
+    _start_up_counted = True
     try:
         yield
     finally:
-        run.record["seconds_total"] = before + seconds_since_start()
+        run.record["seconds_total"] = before + time.monotonic() - run.began
         run.record["peak_memory_bytes"] = max(run.record["peak_memory_bytes"], peak_memory_bytes())
         run.write()
 
@@ -345,3 +349,4 @@ def peak_memory_bytes() -> int:
 
 
 _IMPORTED = time.monotonic()
+_start_up_counted = False

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from stillhouse.config import Recipe
+from stillhouse.files import write_whole
 
 __all__ = ["as_written_in", "changed_keys", "write_run"]
 
@@ -56,9 +57,7 @@ def write_run(path: Path, recipe: Recipe, inputs: Mapping[str, str]) -> None:
         "inputs": dict(inputs),
     }
     data = as_written_in(path.parent, recipe) | {"recorded": recorded}
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
 def _version(package: str) -> str | None:

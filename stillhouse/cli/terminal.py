@@ -17,7 +17,7 @@ from cyclopts import Parameter
 
 from stillhouse.report import Progress, Silent
 
-__all__ = ["Common", "duration", "emit", "make_progress", "table"]
+__all__ = ["Common", "duration", "emit", "make_progress", "plainly", "table"]
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -50,6 +50,18 @@ def emit(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> N
     else:
         for line in lines:
             print(line)
+
+
+def plainly(result: Mapping[str, Any]) -> list[str]:
+    """A line for each figure that is known; what is long stands in the JSON only."""
+    lines: list[str] = []
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            parts = [f"{k} {v}" for k, v in value.items() if isinstance(v, str | int | float)]
+            lines.append(f"{name}: {', '.join(parts) or 'none'}")
+        elif value is not None and not isinstance(value, list | tuple):
+            lines.append(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
+    return lines
 
 
 def table(rows: list[list[str]]) -> list[str]:

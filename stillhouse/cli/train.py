@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from stillhouse.cli.terminal import Common, emit, make_progress
+from cyclopts import Parameter
+
+from stillhouse.cli.terminal import Common, duration, emit, make_progress
 
 __all__ = ["train"]
 
@@ -12,7 +15,7 @@ __all__ = ["train"]
 def train(
     recipe: Path,
     *overrides: str,
-    again: bool = False,
+    again: Annotated[bool, Parameter(negative="")] = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Train the recipe's student on the exchanges collected.
@@ -32,4 +35,10 @@ def train(
     settings = load_recipe(recipe, overrides)
     progress = make_progress(quiet=common.quiet)
     result = run_stages(settings, ("train",), progress, "train" if again else None)
-    emit(result, [f"{key}: {value}" for key, value in result.items()], as_json=common.json)
+    losses = result["losses"]
+    lines = [
+        f"student  {result['student']}",
+        f"{result['steps']} steps in {duration(result['seconds'])}, loss {losses[0]:.2f} -> "
+        f"{losses[-1]:.2f} nats a token",
+    ]
+    emit(result, lines, as_json=common.json)

@@ -23,6 +23,7 @@ from stillhouse.config import CollectSettings
 from stillhouse.errors import ConfigError, StoreError
 from stillhouse.escrow import Escrow
 from stillhouse.exchange import Exchange
+from stillhouse.files import whole_lines, write_whole
 from stillhouse.models.base import Failure
 from stillhouse.store import Store
 
@@ -145,13 +146,12 @@ class Failures:
         """Read what earlier runs left."""
         self.path = folder / "failures.jsonl"
         self._lines: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            for line in self.path.read_bytes().splitlines():
-                try:
-                    record = json.loads(line)
-                    self._lines[record["key"]] = record
-                except (ValueError, KeyError, TypeError):
-                    continue  # torn by a kill; that request is only asked again
+        for line in whole_lines(self.path):
+            try:
+                record = json.loads(line)
+                self._lines[record["key"]] = record
+            except (ValueError, KeyError, TypeError):
+                continue  # not ours; that request is only asked again
 
     @property
     def for_good(self) -> set[str]:
@@ -183,9 +183,7 @@ class Failures:
         if not self._lines and not self.path.exists():
             return
         self._lines = {k: record for k, record in self._lines.items() if k not in answered}
-        aside = self.path.with_suffix(".new")
-        aside.write_text("".join(json.dumps(r) + "\n" for r in self._lines.values()), "utf-8")
-        aside.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(r) + "\n" for r in self._lines.values()))
         if not self._lines:
             self.path.unlink()
 
@@ -264,6 +262,4 @@ class Origin:
     def write(self, **facts: Any) -> None:
         """Nothing; the facts are added and on the disk, whole."""
         self.known |= facts
-        aside = self.path.with_suffix(".new")
-        aside.write_text(json.dumps(self.known, indent=2) + "\n", "utf-8")
-        aside.replace(self.path)
+        write_whole(self.path, json.dumps(self.known, indent=2) + "\n")

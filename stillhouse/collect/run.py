@@ -64,6 +64,8 @@ class CollectReport:
     seconds: float
     """From the first request to the last answer."""
     tokens_per_s: float | None
+    escrow: dict[str, Any] | None = None
+    """`key_sha256`, `pairs` and `root` of the escrow: what to publish. None without one."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -157,6 +159,7 @@ def collect(
             already_there=work.already_there, asked=asking.asked, answered=asking.answered,
             failed=failures.by_reason(), exchanges=len(served), tokens=asking.tokens,
             seconds=asking.seconds, tokens_per_s=asking.tokens_per_s,
+            escrow=escrow.published() if escrow else None,
         )  # fmt: skip
 
 

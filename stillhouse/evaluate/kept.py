@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import DataError
+from stillhouse.files import whole_lines, write_whole
 
 __all__ = ["Rows", "kept", "weights_bytes", "weights_hash", "weights_parameters"]
 
@@ -79,14 +80,7 @@ class Rows:
         """Open it, making it where there is none; a torn last line is dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._rows: dict[str, npt.NDArray[np.float64]] = {}
-        self.torn = 0
-        """Lines that a crash had cut off, dropped on opening."""
-        whole = 0
-        content = path.read_bytes() if path.exists() else b""
-        for number, line in enumerate(content.splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                self.torn += 1
-                break
+        for number, line in enumerate(whole_lines(path), start=1):
             try:
                 key, row = json.loads(line)
             except ValueError:
@@ -95,9 +89,7 @@ class Rows:
                     "Delete the file; its figures are computed again",
                 ) from None  # fmt: skip
             self._rows[key] = np.array(row, dtype=np.float64)
-            whole += len(line)
         self._file = path.open("ab")
-        self._file.truncate(whole)
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -135,7 +127,5 @@ def kept(
             return found["result"]
     result = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({"inputs": inputs, "result": result}, indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps({"inputs": inputs, "result": result}, indent=1))
     return result

@@ -24,6 +24,7 @@ from typing import Any
 
 from stillhouse import __version__
 from stillhouse.errors import ConfigError, EvidenceError
+from stillhouse.files import write_whole
 from stillhouse.guard.benchmark_cases import CASES, planned_units
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
 from stillhouse.guard.benchmark_tables import table_of
@@ -32,7 +33,7 @@ from stillhouse.guard.benchmark_work import Unit
 from stillhouse.guard.key import read_key, write_key
 from stillhouse.guard.simulate import planned
 from stillhouse.memory import give_back_memory
-from stillhouse.report import Progress, Silent, write_text
+from stillhouse.report import Progress, Silent
 
 __all__ = ["benchmark", "expected_minutes"]
 
@@ -70,11 +71,11 @@ def benchmark(
             desk.attend(progress, done, f"{unit.case} {unit.name}")
             desk.forget(pending[number:], keep=settings.keep)
             _run(desk, unit, work)
-            write_text(work / "table.json", _as_json(_table(settings, units, work)))
+            write_whole(work / "table.json", _as_json(_table(settings, units, work)))
         desk.forget([], keep=settings.keep)
         progress.finish(f"{len(units)} steps")
         table = _table(settings, units, work)
-        write_text(work / "table.json", _as_json(table))
+        write_whole(work / "table.json", _as_json(table))
     return table
 
 
@@ -153,7 +154,7 @@ def _run(desk: _Desk, unit: Unit, work: Path) -> None:
     row = {"case": unit.case, "unit": unit.name, "seed": unit.seed, "note": unit.note}
     path = _result(work, unit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _as_json(row | counts | {"step_seconds": time.perf_counter() - began}))
+    write_whole(path, _as_json(row | counts | {"step_seconds": time.perf_counter() - began}))
 
 
 def _result(work: Path, unit: Unit) -> Path:
@@ -184,7 +185,7 @@ def _check_begun(settings: BenchmarkSettings, work: Path) -> None:
     told = settings.model_dump(mode="json", exclude={"only", "keep"})
     path = work / "benchmark.json"
     if not path.exists():
-        write_text(path, _as_json(told))
+        write_whole(path, _as_json(told))
         return
     begun = json.loads(path.read_text("utf-8"))
     if begun != told:

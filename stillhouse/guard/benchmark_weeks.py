@@ -32,6 +32,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from stillhouse.errors import ConfigError
+from stillhouse.files import write_whole
 from stillhouse.guard.events import EVENTS
 from stillhouse.guard.ingest import ingest
 from stillhouse.guard.key import FieldHash
@@ -41,7 +42,7 @@ from stillhouse.guard.simulate_accounts import LANGUAGES, benign_accounts
 from stillhouse.guard.simulate_log import account_name
 from stillhouse.guard.simulate_rates import open_rates
 from stillhouse.guard.simulate_settings import SimulateSettings
-from stillhouse.report import Silent, write_text
+from stillhouse.report import Silent
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported
 
@@ -157,7 +158,7 @@ def make_week(plan: WeekPlan, folder: Path, key: bytes, tell: Callable[[str], No
         "campaign_events": made.campaign_events, "kinds": made.kinds, "log_bytes": made.bytes,
         "simulate_seconds": simulated - began, "ingest_seconds": ingested - simulated,
     }  # fmt: skip
-    write_text(folder / "week.json", json.dumps(facts, indent=1) + "\n")
+    write_whole(folder / "week.json", json.dumps(facts, indent=1) + "\n")
     return Week(folder)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import ConfigError, DataError, EvidenceError
+from stillhouse.files import write_whole
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.keys import Frozen
 from stillhouse.guard.population import KINDS, Population
@@ -153,9 +154,7 @@ class Calibration:
             keys=self.frozen.keys, counts=self.frozen.counts.astype(np.uint32),
             scores=self.scores, joined=self.joined, starts=self.starts, clusters=self.clusters,
         )  # fmt: skip
-        aside = path.with_name(path.name + ".new")
-        aside.write_bytes(held.getvalue())
-        aside.replace(path)
+        write_whole(path, held.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

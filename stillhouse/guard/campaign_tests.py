@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse
-from scipy.stats import hypergeom
 
+from stillhouse.exact import hypergeometric
 from stillhouse.guard.combine import bonferroni, tippett
 from stillhouse.guard.draws import FIRST_DRAWS, Candidates, Groups, count_p_values, counted
 from stillhouse.guard.graph import pair_share
@@ -41,6 +41,7 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 _FEWEST_ROWS = 5
 _GROUPS_TO_COMPARE = 99
+_KEYS_AT_ONCE = 1_000_000
 _FEWEST_POOL = 100
 """Below so many customers to draw from, the least p-value says more of the pool than of the
 cluster."""
@@ -67,15 +68,16 @@ class Effort:
     settings: GuardSettings
     draws: int
     rng: np.random.Generator
-    lot: np.random.Generator
-    """Of the members that enter, where they are many."""
+    lot: tuple[int, ...]
+    """Seed of which members enter, where they are many: the same in every test and every stage, as
+    a second look at others would be a second try."""
 
     def some(self, members: Ints) -> Ints:
         """At most `most_tested` of them, at random, in ascending order."""
         most = self.settings.most_tested
         if len(members) <= most:
             return members
-        return np.sort(self.lot.choice(members, most, replace=False))
+        return np.sort(np.random.default_rng(self.lot).choice(members, most, replace=False))
 
 
 # ---- schedule, focus, repeats: rows of counts ----
@@ -161,27 +163,19 @@ def row_sums(table: npt.NDArray[np.float32], index: Ints) -> Floats:
     return np.asarray(chosen @ table, dtype=np.float64)
 
 
-def seen_again(members: Ints, again: Ints, reference: Reference, effort: Effort) -> list[Finding]:
+def seen_again(members: Ints, again: Ints, reference: Reference) -> list[Finding]:
     """Whether a template's customers send it on the other days, more than random ones do.
 
     Nothing is drawn: in random groups within strata the number who do is a sum of hypergeometric
-    counts, whose distribution is known.
-
-    Args:
-        members: customers that the finding half linked.
-        again: all customers who sent it in the testing half, members or not.
-        reference: what they are compared with.
-        effort: how many of them enter.
+    counts. `again` are all customers who sent it in the testing half, members or not.
     """
-    members = effort.some(members)
     if len(members) < _FEWEST_ROWS or len(reference.free) < _FEWEST_POOL:
         return []
     sent = np.zeros(reference.population.customers, dtype=np.int64)
     sent[again] = 1
     likely = np.ones(1)
     for count, rows in _groups_by_size(members, reference).strata:
-        one = hypergeom.pmf(np.arange(count + 1), len(rows), sent[rows].sum(), count)
-        likely = np.convolve(likely, one)
+        likely = np.convolve(likely, hypergeometric(len(rows), int(sent[rows].sum()), count))
     n, seen = len(members), int(sent[members].sum())
     usual = int(np.searchsorted(np.cumsum(likely), 0.5))
     p = min(1.0, max(float(likely[seen:].sum()), np.finfo(float).tiny))
@@ -245,7 +239,15 @@ def shared_test(family: str, members: Ints, reference: Reference, effort: Effort
     if held is None or len(members) < _FEWEST_ROWS or len(reference.free) < _FEWEST_POOL:
         return []
 
+    # so many groups at once that their keys take some 30 MB
+    each = len(members) * (1 + held.incidence[members].nnz / len(members))
+    at_once = max(1, int(_KEYS_AT_ONCE / each))
+
     def statistics(index: Ints) -> Floats:
+        pieces = [index[at : at + at_once] for at in range(0, len(index), at_once)]
+        return np.concatenate([rarities(piece) for piece in pieces])
+
+    def rarities(index: Ints) -> Floats:
         packed, _ = _held_by(index, held.incidence)
         packed.sort()
         which = packed[1:][packed[1:] == packed[:-1]]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from typing import Any
 
 from stillhouse import log_files
 from stillhouse.errors import DataError
+from stillhouse.files import write_whole
 from stillhouse.guard.key import fingerprint
 
 __all__ = ["Catalogue", "Log", "adding", "is_still"]
@@ -97,14 +97,14 @@ class Catalogue:
         if key is not None and catalogue.key != fingerprint(key):
             raise DataError(
                 where, "events of another key", "the key they were hashed with",
-                "Name that key file, or scan everything into a new folder",
+                f"Calibrate and scan with --key {folder}.key, or scan into a new folder",
             )  # fmt: skip
         return catalogue
 
     def save(self, folder: Path) -> None:
         """Write it, whole or not at all."""
         text = json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n"
-        write_whole(folder / "catalogue.json", text.encode())
+        write_whole(folder / "catalogue.json", text)
 
     def find(self, path: Path, kind: str, mapping: dict[str, Any] | None) -> int:
         """Index of a log among `logs`, entered there if it is new; its `path` is this one then.
@@ -195,16 +195,6 @@ def _hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file, or leave it as it was."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 @contextmanager
 def adding(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, so that one process at a time adds to it.
@@ -214,7 +204,7 @@ def adding(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     foreign = sorted({p.name for p in folder.iterdir()} - {"lock", "events", "staging"})
-    if foreign and not (folder / "catalogue.json").exists() and foreign != ["catalogue.json.new"]:
+    if foreign and not (folder / "catalogue.json").exists() and foreign != [".catalogue.json.new"]:
         raise DataError(
             str(folder), f"{foreign[0]!r} lies there, and no catalogue.json",
             "a scan's folder, or an empty one", "Choose another folder",

@@ -30,7 +30,7 @@ from stillhouse.guard.settings import FAMILIES, GuardSettings
 from stillhouse.guard.traffic import read_traffic
 from stillhouse.guard.verdict import Verdict, decide
 
-__all__ = ["Scan", "calibrate", "detect"]
+__all__ = ["Scan", "calibrate", "check_families", "detect"]
 
 Progress = Callable[[str], None]
 
@@ -59,7 +59,7 @@ def detect(
 
     Args:
         events: the folder of parts that an ingest wrote.
-        settings: of the detector.
+        settings: of the detector; declared organisations as events have them, by keyed hash.
         calibration: of benign traffic of the same window length; without one, p-values of accounts
             are not known and the scan says so.
         progress: told the name of each stage.
@@ -70,7 +70,7 @@ def detect(
         EvidenceError: too little to judge.
     """
     tell = progress or (lambda stage: None)
-    _check_families(settings)
+    check_families(settings)
     population = _population(events, settings, tell)
     if calibration is not None:
         tell("fitting the calibration")
@@ -94,7 +94,7 @@ def calibrate(
         EvidenceError: too few accounts.
     """
     tell = progress or (lambda stage: None)
-    _check_families(settings)
+    check_families(settings)
     population = _population(events, settings, tell)
     _, weighed, membership = _judge(population, settings, None, tell)
     tell("freezing frequencies")
@@ -105,7 +105,12 @@ def calibrate(
     )
 
 
-def _check_families(settings: GuardSettings) -> None:
+def check_families(settings: GuardSettings) -> None:
+    """Refuse unknown evidence families, and fewer than two.
+
+    Raises:
+        ConfigError: of those.
+    """
     for family in settings.families:
         if family not in FAMILIES:
             raise ConfigError(

@@ -43,9 +43,10 @@ _GIVEN_UP = 0.1
 """p-value of a family after the first draws from which it is not drawn again."""
 _SECOND, _SECOND_DRAWS = 2, 9999
 _LAST = 3
+_MOST_THREADS = 8  # some 100 MB each
 _NEAR_FLOOR = 20
-"""A cluster is drawn a third time where its p-value is within this factor of the least that the
-draws before can give."""
+"""A cluster is drawn a third time where two of its families are within this factor of the least
+that the second draws can give: by p-values alone, so a small one is always the last draws'."""
 _OPEN_SHARE = 0.5
 _OF_TEMPLATES = ("narrow focus", "few repeats", "task in common")
 
@@ -125,7 +126,8 @@ def weigh(
     # a cluster's generator is its own, and numpy counts without the interpreter's lock; the largest
     # first, so that none is left over at the end
     order = sorted(range(len(clusters)), key=lambda at: -len(clusters[at].customers))
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    workers = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as threads:
         done = dict(zip(order, threads.map(weighed, [clusters[at] for at in order]), strict=True))
     out = [done[at] for at in range(len(clusters))]
     _q_values(out, settings)
@@ -188,10 +190,7 @@ def _one(cluster: Cluster, reference: Reference, settings: GuardSettings) -> Evi
     evidence = Evidence(cluster, findings, families, at_least_two(list(families.values())))
     if sum(p <= _GIVEN_UP for p in families.values()) >= 2:
         _redraw(evidence, reference, settings, _SECOND, _SECOND_DRAWS, _GIVEN_UP)
-    least = (len(evidence.families) - 1) * 2 / (_SECOND_DRAWS + 1)
-    # by the p-value alone: a small one is then always the last draws'
-    near = settings.permutations > _SECOND_DRAWS and evidence.p_value <= _NEAR_FLOOR * least
-    if near and _may_be_called(evidence, settings):
+    if settings.permutations > _SECOND_DRAWS and _may_be_called(evidence, settings):
         limit = _NEAR_FLOOR / _SECOND_DRAWS
         _redraw(evidence, reference, settings, _LAST, settings.permutations, limit)
     return evidence
@@ -218,9 +217,7 @@ def _findings(
     # seeded by the cluster's keys, so that renamed accounts and other clusters change nothing
     seed = int(np.bitwise_xor.reduce(cluster.keys.keys) & np.uint64(0xFFFFFFFF))
     rng = np.random.default_rng([settings.seed, seed, stage])
-    # the same members at every stage: a second look at others would be a second try
-    lot = np.random.default_rng([settings.seed, seed])
-    effort = Effort(settings, draws, rng, lot)
+    effort = Effort(settings, draws, rng, (settings.seed, seed))
     members = cluster.customers.astype(np.int64)
     reference = reference.without(members)
     found: list[Finding] = []
@@ -229,9 +226,9 @@ def _findings(
         found += profile_tests(cluster.streams, reference, effort)
     if "timing" in families:
         # the smaller of schedule and load decides: what no draw reached, the load cannot better
-        reached = any(f.test == "one schedule" and f.p_value > 1 / draws for f in found)
+        unreached = any(f.test == "one schedule" and f.p_value <= 1 / draws for f in found)
         less = replace(effort, draws=min(draws, _SECOND_DRAWS))
-        found += load_balance(cluster.streams, reference, effort if reached else less)
+        found += load_balance(cluster.streams, reference, less if unreached else effort)
         found += model_switch(members, reference, effort)
     for family in reference.held:
         if family != cluster.family and family in families:
@@ -239,7 +236,7 @@ def _findings(
     if "succession" in families:
         found += successions(members, reference, effort)
     if by_content and "content" in families:
-        found += seen_again(members, cluster.again, reference, effort)
+        found += seen_again(members, cluster.again, reference)
     if not by_content:  # whole streams: nothing narrows them to one template
         found = [f for f in found if f.test not in _OF_TEMPLATES]
     return [f for f in found if f.family in families]

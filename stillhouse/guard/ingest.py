@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from stillhouse import log_files
 from stillhouse.errors import DataError
-from stillhouse.guard.catalogue import Catalogue, adding, write_whole
+from stillhouse.files import write_whole
+from stillhouse.guard.catalogue import Catalogue, adding
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.reading import PieceRead, read_all, write_part
 from stillhouse.guard.seen import Seen

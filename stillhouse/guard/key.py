@@ -12,7 +12,7 @@ import secrets
 from pathlib import Path
 
 from stillhouse.errors import DataError
-from stillhouse.secret_file import read_secret, write_secret
+from stillhouse.files import read_secret, write_secret
 
 __all__ = ["NOTHING", "FieldHash", "derived", "fingerprint", "read_key", "write_key"]
 

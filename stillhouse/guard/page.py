@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stillhouse.report import markup, page_template, stylesheet, write_text
+from stillhouse.files import write_whole
+from stillhouse.report import markup, page_template, stylesheet
 
 __all__ = ["write_page"]
 
@@ -55,7 +56,7 @@ def write_page(
         full=[_full(one) for one in campaigns[:_FULL]], left=max(0, len(campaigns) - _FULL),
         decisions=_decisions(accounts), provenance=_provenance(facts),
     )  # fmt: skip
-    return write_text(folder / "report.html", page)
+    return write_whole(folder / "report.html", page)
 
 
 # ---- the whole scan ----

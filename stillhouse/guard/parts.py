@@ -35,7 +35,10 @@ def part_paths(folder: Path) -> list[Path]:
         paths = sorted(events.glob("part-*.parquet"))
     if not paths:
         raise DataError(
-            str(folder), "no events", "a folder that `ingest` wrote", "Ingest logs into it first"
+            str(folder),
+            "no logs were read into it",
+            "the folder of a scan",
+            "Name log files or folders, to be read into it",
         )
     return paths
 

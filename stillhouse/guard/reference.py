@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,7 @@ class Reference:
     tables: dict[str, KeyTable]
     """Family -> keys that may speak for clusters found by another."""
     _pools: dict[int, Pool] = field(default_factory=dict)
+    _building: Lock = field(default_factory=Lock)
 
     def without(self, members: Ints) -> Reference:
         """The same, where none of these is drawn."""
@@ -101,11 +103,13 @@ class Reference:
 
     def pool(self, size: int) -> Pool:
         """Rows of customers with at least `size` events."""
-        if size not in self._pools:
-            at, rows = self.streams.rows(size)
-            free = self.open[self.streams.customers[at]]
-            who = self.streams.customers[at][free]
-            self._pools[size] = Pool(rows[free], Candidates(np.arange(len(who)), self.traits(who)))
+        with self._building:  # clusters that are tested at once ask for the same pools
+            if size not in self._pools:
+                at, rows = self.streams.rows(size)
+                free = self.open[self.streams.customers[at]]
+                who = self.streams.customers[at][free]
+                strata = Candidates(np.arange(len(who)), self.traits(who))
+                self._pools[size] = Pool(rows[free], strata)
         return self._pools[size]
 
     def thinned_to(self, counts: Ints, fewest: int) -> Ints:

@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 
 from stillhouse import __version__
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.files import write_whole
 from stillhouse.guard.calibrate import Calibration
-from stillhouse.guard.detect import Scan, detect
+from stillhouse.guard.detect import Scan, check_families, detect
 from stillhouse.guard.detect import calibrate as calibrate_events
 from stillhouse.guard.ingest import MAX_BAD_SHARE, Ingested, ingest
 from stillhouse.guard.key import FieldHash, read_key, write_key
@@ -40,7 +41,7 @@ from stillhouse.guard.reread import records_at
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.skeleton import skeletons
 from stillhouse.guard.turns import newest_turn
-from stillhouse.report import Progress, Silent, write_text
+from stillhouse.report import Progress, Silent
 
 __all__ = ["ScanResult", "guard_calibrate", "guard_scan"]
 
@@ -77,8 +78,8 @@ def guard_scan(
         logs: files, stores or folders; what was read before is not read again.
         out: the scan's folder.
         calibration: a file of `guard_calibrate`, of benign traffic of the same window length.
-        key: file of the secret that names are hashed with; made where there is none. By default
-            the calibration's, or the folder's: its name and `.key`.
+        key: file of the secret that names are hashed with, which must be there. By default the
+            calibration's, or the folder's: its name and `.key`, made where there is none.
         mapping: what columns mean, for logs of no known format.
         max_bad_share: share of lines without an event from which the logs are refused.
         progress: told what happens.
@@ -88,10 +89,11 @@ def guard_scan(
         DataError: logs, key or calibration that cannot be read.
         EvidenceError: too little to judge.
     """
+    check_families(settings)  # before logs are read for it
     clock = _Clock(progress)
     frozen = None if calibration is None else Calibration.load(calibration)
     out.parent.mkdir(parents=True, exist_ok=True)
-    secret = _key(key or _key_of(calibration or out))
+    secret = _key(key, calibration or out)
     with clock.of("reading logs"):
         read = _ingest(logs, out, secret, mapping, max_bad_share, progress)
     scan = detect(out, _with_hashed_names(settings, secret), frozen, clock.stage)
@@ -105,11 +107,11 @@ def guard_scan(
         pq.write_table(table, aside)
         aside.replace(out / f"{name}.parquet")
     listed = scan.campaigns
-    write_text(out / "campaigns.json", json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / "campaigns.json", json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
     write_page(out, listed, scan.accounts, facts)
     clock.end()
     facts["seconds"] = {name: round(took, 2) for name, took in clock.took.items()}
-    write_text(out / "scan.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / "scan.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return ScanResult(out, scan.accounts, listed, facts)
 
 
@@ -131,7 +133,8 @@ def guard_calibrate(
         settings: of the detector.
         logs: files, stores or folders, of as many days as will be scanned.
         out: the calibration's file.
-        key: as for `guard_scan`; by default the calibration's name and `.key`.
+        key: as for `guard_scan`; by default the calibration's name and `.key`. To scan a folder
+            further that was scanned without a calibration, name that folder's.
         mapping: as for `guard_scan`.
         max_bad_share: as for `guard_scan`.
         progress: told what happens.
@@ -143,9 +146,10 @@ def guard_calibrate(
     """
     if out.is_dir():
         raise ConfigError(f"--out {out}", "a folder", "a file", "Name a file for the calibration")
+    check_families(settings)
     clock = _Clock(progress)
     out.parent.mkdir(parents=True, exist_ok=True)
-    secret = _key(key or _key_of(out))
+    secret = _key(key, out)
     events = out.with_name(f".{out.name}.events")
     shutil.rmtree(events, ignore_errors=True)
     try:
@@ -166,12 +170,12 @@ def guard_calibrate(
 # ---- parts ----
 
 
-def _key_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.key")
-
-
-def _key(path: Path) -> bytes:
-    return read_key(path) if path.exists() else write_key(path)
+def _key(named: Path | None, beside: Path) -> bytes:
+    """The secret in the file that was named, which must be there; else the one beside what it is
+    for, made where there is none.
+    """
+    path = named or beside.with_name(f"{beside.name}.key")
+    return read_key(path) if named or path.exists() else write_key(path)
 
 
 def _with_hashed_names(settings: GuardSettings, key: bytes) -> GuardSettings:

@@ -26,8 +26,8 @@ class GuardSettings(Settings):
     """Unrelated customers that a cluster has at least; fewer are no campaign. Also the least that
     a report may name without describing single people."""
     one_customer_accounts: Annotated[int, Field(ge=0)] = 25
-    """Accounts that pay with one instrument count as one customer up to so many; above it the
-    shared instrument is evidence. 0 lets every account stand for itself."""
+    """Up to so many accounts with one payment method count as one customer; with more, the shared
+    payment counts as evidence. 0 lets every account stand for itself."""
     popular_share: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Without a calibration, a key that more of all customers have than this links nothing to
     others (a client's system prompt); what it marks is still tested by itself. With one, popular
@@ -65,8 +65,8 @@ class GuardSettings(Settings):
     daily rates from which a load can be balanced. Clients of real services have 1.5 and more."""
 
     counted: Annotated[float, Field(ge=0)] = 5.0
-    """Least median of events a customer in the testing half from which a load can be balanced: of
-    two or three each, taken out because they are two or three each, all loads look even."""
+    """Median events a customer, in the testing half of the days, that the test of load balance
+    needs. Of two or three events each, any load looks even."""
     sharing: Share = 0.2
     """Least share of a cluster's customers, beyond that of random groups, who have a payment,
     network, device or sign-up in common with another; below it a few who belong together (a class,
@@ -77,7 +77,7 @@ class GuardSettings(Settings):
     """Evidence families used; the others are neither found by nor tested."""
     bin_hours: Annotated[float, Field(gt=0, le=24)] = 2.0
     """Width of the bins of activity."""
-    permutations: Annotated[int, Field(ge=999)] = 299_999
+    permutations: Annotated[int, Field(ge=9_999)] = 299_999
     """Draws from the null of a cluster that looks like a campaign; others are given up after 99 or
     9,999. No p-value of a test that draws is below 1 / (draws + 1)."""
     most_tested: Annotated[int, Field(ge=20)] = 150
@@ -99,7 +99,7 @@ class GuardSettings(Settings):
     # ---- what is excused and priced ----
     allow_organisations: tuple[str, ...] = ()
     """Declared organisations whose accounts are excused after scoring and listed: their names as
-    the logs have them. (`detect` takes their keyed hashes, `guard_scan` makes them.)"""
+    the logs have them."""
     allow_accounts: tuple[str, ...] = ()
     """Accounts that are excused after scoring and listed."""
     input_usd_per_million_tokens: Annotated[float, Field(ge=0)] = 3.0
@@ -107,7 +107,7 @@ class GuardSettings(Settings):
     output_usd_per_million_tokens: Annotated[float, Field(ge=0)] = 15.0
     """List price for the estimate where the log states no cost; set your own."""
     seed: int = 7
-    """Of the permutations."""
+    """Random seed of the permutation tests."""
 
     def popular(self, customers: int) -> float:
         """Customers above which a key is popular, where nothing is known of benign traffic."""

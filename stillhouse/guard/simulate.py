@@ -12,6 +12,7 @@ nobody is contacted. Rates measured on what is written here are rates on simulat
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -135,9 +136,9 @@ def simulate(
     expected = planned(spec)
     out.mkdir(parents=True, exist_ok=True)
     (out / "logs").mkdir()
-    (out / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", "utf-8")
     progress.start("simulating traffic", expected.events, "events")
     try:
+        (out / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", "utf-8")
         with _exchanges(out) as keep, _prompt_files(out, spec) as files:
             for day in range(spec.days):
                 work.write_day(day, out, keep, files, progress)
@@ -147,6 +148,9 @@ def simulate(
             str(out), f"writing failed ({problem.strerror or problem})", "a disk that takes it",
             "Make room or choose another place",
         ) from problem  # fmt: skip
+    except KeyboardInterrupt:  # half a range is none, and would be refused the next time
+        shutil.rmtree(out)
+        raise
     progress.finish(
         f"{work.events} events, {work.own} of campaigns, {sum(kinds.values())} accounts"
     )

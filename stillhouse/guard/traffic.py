@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 from stillhouse.errors import DataError, EvidenceError
 from stillhouse.guard.events import EVENTS, SKETCH_SLOTS
 from stillhouse.guard.hashing import Hashes, Ints, mix, mixed_with, run_starts
+from stillhouse.guard.parts import part_paths
 
-__all__ = ["BANDS", "HOUR", "Traffic", "parts_of", "read_traffic"]
+__all__ = ["BANDS", "HOUR", "Traffic", "read_traffic"]
 
 HOUR = 3_600_000_000
 """Microseconds."""
@@ -119,21 +120,6 @@ class Traffic:
         return out
 
 
-def parts_of(events: Path) -> list[Path]:
-    """The Parquet parts of a scan's events, in order of their names.
-
-    Raises:
-        DataError: there are none.
-    """
-    found = sorted(events.glob("part-*.parquet")) or sorted(events.glob("events/part-*.parquet"))
-    if not found:
-        raise DataError(
-            f"events {events}", "no part-*.parquet", "a folder that an ingest wrote",
-            "Read the logs first",
-        )  # fmt: skip
-    return found
-
-
 def read_traffic(events: Path) -> Traffic:
     """The events of a folder.
 
@@ -141,7 +127,7 @@ def read_traffic(events: Path) -> Traffic:
         DataError: no parts, a part with other columns, or a time that is missing.
         EvidenceError: no events.
     """
-    files = parts_of(events)
+    files = part_paths(events)
     parts = [_read_part(path) for path in files]
     sizes = tuple((path, len(part["time"])) for path, part in zip(files, parts, strict=True))
     if not sum(len(part["time"]) for part in parts):

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import DataError
+from stillhouse.files import sync_folder
 
-__all__ = ["Checkpoint", "load", "save", "sync_folder", "write_atomically"]
+__all__ = ["Checkpoint", "load", "save", "write_atomically"]
 
 _FORMAT = "stillhouse-checkpoint-1"
 
@@ -129,15 +130,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def optimiser_tensors(

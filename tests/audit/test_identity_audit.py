@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,15 @@ def test_an_audit_of_scripted_models_is_sealed_and_verified(tmp_path):
 def test_what_was_asked_and_looked_for_is_committed_to_before_the_first_question(
     tmp_path, monkeypatch
 ):
-    def gone(*arguments, **options):
-        raise TransportError("model", "nothing", "a model", "Start it")
+    opened = []
 
-    monkeypatch.setattr(module, "open_model", gone)
+    def gone_later(*arguments, **options):
+        if opened:
+            raise TransportError("model", "nothing", "a model", "Start it")
+        opened.append(arguments)
+        return nullcontext()
+
+    monkeypatch.setattr(module, "open_model", gone_later)
     with pytest.raises(TransportError):
         identity_audit(settings(names=("Opus",)), suspect="scripted:echo", out=tmp_path)
     plan, commit = sealed(tmp_path, "plan.json"), sealed(tmp_path, "commit.json")
@@ -134,6 +140,14 @@ def test_what_was_asked_and_looked_for_is_committed_to_before_the_first_question
     }  # fmt: skip
     assert commit["plan"]
     assert not (tmp_path / "sealed" / "answers.jsonl").exists()
+
+
+def test_a_misspelt_model_leaves_nothing_behind(tmp_path):
+    out = tmp_path / "audit"
+    for wrong in ({"suspect": "scripted:nosuch"}, {"controls": ["scripted:nosuch"]}):
+        with pytest.raises(ConfigError, match="nosuch"):
+            identity_audit(settings(), **{"suspect": "scripted:echo", "out": out} | wrong)
+    assert not out.exists()
 
 
 def test_a_finished_audit_is_read_and_another_plan_is_refused(tmp_path, monkeypatch):

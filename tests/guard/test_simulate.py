@@ -217,6 +217,17 @@ def test_progress_is_told_while_it_writes(tmp_path: Path) -> None:
     assert done.accounts == sum(done.kinds.values())
 
 
+class Stopping(Told):
+    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_range_that_is_stopped_leaves_nothing_that_would_be_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        simulate(spec(text=False), tmp_path / "o", Stopping())
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
     with pytest.raises(ConfigError, match="something is there"):

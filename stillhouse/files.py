@@ -1,0 +1,122 @@
+"""Files that a kill leaves whole: replaced at once, appended to in lines, secret.
+
+In: paths and bytes. Out: what was asked for on the disk when the call returns, or what stood there
+before. What the files mean is their writers' business.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from stillhouse.errors import DataError
+
+__all__ = ["read_secret", "sync_folder", "whole_lines", "write_secret", "write_whole"]
+
+_LARGEST_SECRET = 1 << 16
+
+
+def write_whole(path: Path, content: bytes | str, aside: Path | None = None) -> Path:
+    """The path, once the file is there: whole, or as it was before.
+
+    Args:
+        path: where it belongs.
+        content: its bytes; text is written as UTF-8.
+        aside: a folder of the same file system in which it is written first, if not beside it.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    if isinstance(content, str):
+        # A lone surrogate in a model's text has no UTF-8 form; its escape is JSON's name for it.
+        content = content.encode("utf-8", "backslashreplace")
+    begun = (aside or path.parent) / f".{path.name}.new"
+    with begun.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    begun.replace(path)
+    sync_folder(path.parent)
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were given or taken away in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that lines are appended to; a last one that a kill cut short is cut off,
+    so that the next is not written onto it. Empty where there is no file.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
+    return content[:end].split(b"\n")[:-1]
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """A new file that only its owner may read.
+
+    Raises:
+        DataError: there is a file already, which is never overwritten, since what was made with it
+            would be lost; or it cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise DataError(
+            str(path), "a file of that name", "a new name",
+            "Use the key that is there, or choose another path; a key is never overwritten",
+        ) from None  # fmt: skip
+    except OSError as problem:
+        raise _unwritten(path, problem) from problem
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError as problem:
+        path.unlink(missing_ok=True)
+        raise _unwritten(path, problem) from problem
+
+
+def _unwritten(path: Path, problem: OSError) -> DataError:
+    return DataError(
+        str(path), f"cannot be written ({problem.strerror or problem})",
+        "a new file in a folder that can be written to", "Choose another path",
+    )  # fmt: skip
+
+
+def read_secret(path: Path, wanted: str, todo: str) -> bytes:
+    """The first 64 KiB of a file that only its owner has rights on.
+
+    Args:
+        path: the file.
+        wanted: what it should be, for an error message.
+        todo: what to do where it is not to be had.
+
+    Raises:
+        DataError: it cannot be read, or others than its owner have rights on it.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content = file.read(_LARGEST_SECRET)
+    except OSError as problem:
+        raise DataError(
+            str(path), f"cannot be read ({problem.strerror or problem})", wanted, todo
+        ) from problem
+    if mode & 0o077:
+        raise DataError(
+            str(path), f"others than its owner have rights on it (mode {mode:03o})", "mode 600",
+            f"Run `chmod 600 {path}`; where others may have read it, take a new key",
+        )  # fmt: skip
+    return content
