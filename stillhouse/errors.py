@@ -33,6 +33,8 @@ __all__ = [
     "nearest",
 ]
 
+_SHOWN = 12
+
 
 class StillhouseError(Exception):
     """Root of every error a user can act on; `cli.main` prints it on one line and exits with
@@ -105,7 +107,10 @@ class EvidenceError(StillhouseError, ValueError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A clause naming the known word nearest to `word`, or the known words when none is near."""
+    """A clause naming the known word nearest to `word`, or a dozen known ones when none is near."""
     known = sorted(known)
     close = get_close_matches(word, known, n=1, cutoff=0.55)
-    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}"
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    rest = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f"Known: {', '.join(known[:_SHOWN])}{rest}"

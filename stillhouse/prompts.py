@@ -16,11 +16,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stillhouse.errors import DataError, nearest
+from stillhouse.errors import DataError
 from stillhouse.exchange import Message, Tool
 from stillhouse.files import write_whole
 from stillhouse.messages import Prompt, Unfit, prompt_of, with_own_id
@@ -198,8 +199,10 @@ def _nothing_there(path: Path) -> DataError:
             str(path), "a folder without prompt files", f"files of kind {', '.join(_READERS)}",
             "Name the folder that holds them",
         )  # fmt: skip
-    beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, beside) if beside else f"There is no folder {path.parent}"
+    hint = f"There is no folder {path.parent}"
+    if path.parent.is_dir():
+        close = get_close_matches(path.name, [file.name for file in path.parent.iterdir()], n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else "Check the path"
     return DataError(str(path), "no such file", "a prompt file, folder or glob", hint)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Progress",
     "Silent",
+    "duration",
     "figure",
     "markup",
     "page_template",
@@ -112,7 +113,7 @@ def page_template(source: str) -> Template:
     )
     environment.filters |= {
         "figure": figure, "signed": signed, "count": _count, "millions": _millions,
-        "bytes": _bytes, "duration": _duration, "visible": visible,
+        "bytes": _bytes, "duration": _page_duration, "visible": visible,
     }  # fmt: skip
     return environment.from_string(source)
 
@@ -366,13 +367,18 @@ def _bytes(value: float) -> str:
     return f"{value:.0f} bytes"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
+def duration(seconds: float) -> str:
+    """`7 s`, `2 min 05 s`, `1 h 12 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _page_duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
 
 
 def visible(text: str) -> str:

@@ -146,7 +146,7 @@ def gate(teacher: str, *, authorisation: Path | None = None, runs: Path = Path("
         f"training on its answers is {terms.status}: {terms.conditions}{source}",
         "a teacher whose terms permit it, or somebody's authorisation",
         "Choose another teacher; or, if you are entitled to this one, write who allows it and why "
-        "in a file (docs/terms.md) and pass it as `authorisation`",
+        "in a file (docs/terms.md) and pass it with --authorisation FILE",
     )
 
 

@@ -47,7 +47,7 @@ from stillhouse.files import write_whole
 from stillhouse.report import figure, markup, page_template, stylesheet
 from stillhouse.watermark import Watermark
 
-__all__ = ["PAGE", "write_page"]
+__all__ = ["PAGE", "page_of_sealed", "write_page"]
 
 PAGE = "report.html"
 """The file's name, in the bundle's folder."""
@@ -55,6 +55,16 @@ PAGE = "report.html"
 Lines = Mapping[str, Sequence[Any]]
 
 _TITLES = {"twin": "twin test", "watermark": "watermark test", "identity": "identity audit"}
+
+
+def page_of_sealed(folder: Path, evidence: Figures) -> Path:
+    """The page of a sealed bundle, by the plan that was sealed.
+
+    Raises:
+        DataError: a sealed file that cannot be read, or figures that belong to another bundle.
+    """
+    plan = json.loads((folder / SEALED / "plan.json").read_text("utf-8"))
+    return write_page(folder, evidence, plan)
 
 
 def write_page(folder: Path, evidence: Figures, plan: Figures) -> Path:

@@ -134,7 +134,7 @@ def _report(
         },
         "verdict": verdict,
         "says": _says(green, n, gamma, exact, beside, verdict, refusal, smallest),
-        "cannot": _cannot(plan, lines, beside, refusal),
+        "cannot": _cannot(plan, lines, refusal),
         "secondary": {
             "exact_p_value": exact,
             "level": level,
@@ -217,9 +217,7 @@ def _says(
     ]  # fmt: skip
 
 
-def _cannot(
-    plan: Mapping[str, Any], lines: Lines, beside: Mapping[str, Any], refusal: str | None
-) -> list[str]:
+def _cannot(plan: Mapping[str, Any], lines: Lines, refusal: str | None) -> list[str]:
     said = [
         words.INTENT,
         words.NOT_INNOCENT,

@@ -33,8 +33,8 @@ class TwinSettings(Settings):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Level at or below which a p-value is called evidence."""
     looks: Count = 1
-    """Tests of this family, declared beforehand; the level is divided by it, or by how many audits
-    of the suspect were begun where these are more. Suspects given together count by themselves."""
+    """How many tests were planned in advance. The level is divided by it, or by how many audits of
+    the suspect were begun if those are more. Suspects given together count by themselves."""
     samples: Count = 4
     """Answers drawn from a suspect that gives text only, for each exchange."""
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
@@ -46,8 +46,8 @@ class TwinSettings(Settings):
     """Regular expressions: what they match in prompts is masked, and pairs in which either answer
     matches are withheld, before anything is written or asked."""
     seed: int = 7
-    """Of the suspect's answers. The draw of exchanges has none that could be tried: it follows from
-    the escrow's root or from the store; twins have one of their own."""
+    """Random seed of the suspect's answers. It does not affect which exchanges are tested: that
+    follows from the escrow or the store. Twins have one of their own."""
 
 
 class WatermarkSettings(Settings):
@@ -59,7 +59,7 @@ class WatermarkSettings(Settings):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Level at or below which a p-value is called evidence."""
     looks: Count = 1
-    """Tests of this family, declared beforehand; the level is divided by it."""
+    """How many tests were planned in advance; the level is divided by it."""
     pairs: Annotated[int, Field(ge=FEWEST_SCORED)] = 50_000
     """Distinct (window, token) pairs scored; the suspect is asked no more once they are reached."""
     known_windows: bool = False
@@ -71,7 +71,7 @@ class WatermarkSettings(Settings):
     samples: Count = 1
     """Answers drawn to each prompt, in generation mode."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Of the suspect's answers."""
+    """Sampling temperature of the suspect's answers."""
     top_p: Share = 1.0
     """Nucleus mass of the suspect's answers; 1 keeps all."""
     top_k: Annotated[int, Field(ge=0)] = 0
@@ -81,7 +81,7 @@ class WatermarkSettings(Settings):
     max_tokens: Count = 160
     """Answer tokens allowed."""
     seed: int = 7
-    """Of the suspect's answers."""
+    """Random seed of the suspect's answers."""
 
 
 class IdentitySettings(Settings):

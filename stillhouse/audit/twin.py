@@ -229,7 +229,7 @@ def _report(
         "p_value": None if refusal else test.p_value,
         "effect": {"name": "share of pairs that lean to the served answer", **share.to_dict()},
         "verdict": verdict,
-        "says": _says(plan, test, verdict, refusal),
+        "says": _says(test, verdict, refusal),
         "cannot": _cannot(plan, masked),
         "secondary": {
             "sign_p_value": None if refusal else test.sign_p_value,
@@ -254,9 +254,7 @@ def level_of(plan: Mapping[str, Any]) -> float:
     return plan["alpha"] / max(plan["looks"], plan["begun"])
 
 
-def _says(
-    plan: Mapping[str, Any], test: SignedRank, verdict: str, refusal: str | None
-) -> list[str]:
+def _says(test: SignedRank, verdict: str, refusal: str | None) -> list[str]:
     if refusal:
         return [f"Refused: {refusal}."]
     bound = share_bound(test.positive, test.n)

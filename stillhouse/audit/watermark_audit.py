@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from stillhouse import __version__
 from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.green import scored_pairs
+from stillhouse.audit.page import page_of_sealed
 from stillhouse.audit.radioactivity import evidence
 from stillhouse.audit.settings import WatermarkSettings
 from stillhouse.errors import CapabilityError, ConfigError, DataError, ModelError, TransportError
@@ -64,7 +65,7 @@ def watermark_audit(
     served: Sequence[Exchange] = (),
     progress: Progress = _SILENT,
 ) -> dict[str, Any]:
-    """The evidence against a suspect; a sealed bundle lies in `out`.
+    """The evidence against a suspect; a sealed bundle and its `report.html` lie in `out`.
 
     Args:
         settings: what is fixed beforehand.
@@ -96,6 +97,7 @@ def watermark_audit(
     reveal = {"key": watermark.key.hex()}
     if (sealed := sealed_evidence(out, plan, before)) is not None:
         progress.say(f"{out} is sealed: nothing is asked again")
+        page_of_sealed(out, sealed)
         return sealed
     bundle = Bundle.begin(out, plan, before=before, secrets=reveal)
     work = _Work(settings, suspect, vocabulary, plan, before, bundle, progress)
@@ -105,6 +107,7 @@ def watermark_audit(
         work.ask(prompts)
     found = evidence(plan, work.lines(), reveal)
     bundle.seal(found, reveal=reveal)
+    page_of_sealed(out, found)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from stillhouse.cli.terminal import Common, emit
 from stillhouse.errors import ConfigError, EvidenceError
 
-__all__ = ["redact", "reveal", "told", "verify", "write_page_of"]
+__all__ = ["redact", "reveal", "told", "verify"]
 
 
 def told(found: Mapping[str, Any]) -> list[str]:
@@ -30,14 +29,6 @@ def told(found: Mapping[str, Any]) -> list[str]:
         "What cannot be concluded:",
         *(f"  {line}" for line in found["cannot"]),
     ]
-
-
-def write_page_of(out: Path, found: Mapping[str, Any]) -> None:
-    """Nothing; `report.html` of a sealed bundle is written."""
-    from stillhouse.audit.page import write_page
-
-    plan = json.loads((out / "sealed" / "plan.json").read_text("utf-8"))
-    write_page(out, found, plan)
 
 
 def verify(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from stillhouse.audit.settings import IdentitySettings
-from stillhouse.cli.audit_bundle import told, write_page_of
+from stillhouse.cli.audit_bundle import told
 from stillhouse.cli.terminal import Common, emit, make_progress
 from stillhouse.errors import ConfigError, DataError
 
@@ -46,7 +46,6 @@ def identity(
         settings, suspect=suspect, controls=control, out=out, runs=runs,
         progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
-    write_page_of(out, found)
     emit(found, told(found), as_json=common.json)
 
 

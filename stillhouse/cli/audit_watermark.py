@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from stillhouse.audit.settings import WatermarkSettings
-from stillhouse.cli.audit_bundle import told, write_page_of
+from stillhouse.cli.audit_bundle import told
 from stillhouse.cli.terminal import Common, emit, make_progress
 from stillhouse.errors import ConfigError
 from stillhouse.report import Progress
@@ -70,7 +70,6 @@ def watermark(
         runs,
         make_progress(quiet=common.quiet),
     )
-    write_page_of(out, found)
     emit(found, told(found), as_json=common.json)
 
 

@@ -42,11 +42,6 @@ def findings(
     evaluated = stages["evaluate"]["result"]
     recorded = yaml.safe_load((folder / "run.yaml").read_text())["recorded"]
     made = trained["record"]
-    inside = {
-        f"{stage}, {part}": seconds
-        for stage, parts in (("evaluate", evaluated["seconds"]),)
-        for part, seconds in parts.items()
-    }
     return {
         **evaluated,
         "run": recipe.name,
@@ -61,7 +56,7 @@ def findings(
         "targets": made.get("targets"),
         "curve": _curve(trained),
         "seconds": {stage: stages[stage]["seconds"] for stage in stages if stage != "report"},
-        "seconds_within": inside,
+        "seconds_within": evaluated["seconds"],
         "seeds": {
             "collect": recipe.collect.seed,
             "train": recipe.train.seed,

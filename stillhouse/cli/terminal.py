@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from stillhouse.report import Progress, Silent
+from stillhouse.report import Progress, Silent, duration
 
 __all__ = ["Common", "duration", "emit", "make_progress", "plainly", "table"]
 
@@ -31,16 +31,6 @@ class Common:
         False
     )
     quiet: Annotated[bool, Parameter(negative="", help="No progress on stderr.")] = False
-
-
-def duration(seconds: float) -> str:
-    """`7 s`, `2 min 05 s`, `1 h 12 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def emit(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:

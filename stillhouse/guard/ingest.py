@@ -243,7 +243,8 @@ class _Run:
             f"{self._done.files} logs",
             f"{bad} of {lines} lines are no events, most ({number}): {reason}{example}",
             f"at most a share of {max_bad_share:g}",
-            "Correct the logs or the mapping, or allow a larger share",
+            "Correct the logs or the mapping (formats: docs/guard-ingest.md), or raise "
+            "--max-bad-share",
         )  # fmt: skip
 
     def commit(self) -> None:

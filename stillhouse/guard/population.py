@@ -30,7 +30,6 @@ KINDS = ("no text", "single turns", "conversations", "tools")
 _BLOCKS_HOURS = (24, 6, 1)
 _FEWEST_BLOCKS = 4
 _MOST_BINS = 96
-_PHASES = 5
 _FLAT = 0.3  # resultant length below which a day has no peak; office hours give 0.6 and more
 
 
@@ -89,11 +88,6 @@ class Population:
         """
         return home_network(self.traffic.columns["network"], self.customer, self.customers)
 
-    @property
-    def phases(self) -> int:
-        """How many phases there are."""
-        return _PHASES
-
     @cached_property
     def size_class(self) -> npt.NDArray[np.int8]:
         """(customers,) volume in powers of two."""
@@ -107,10 +101,6 @@ class Population:
         np.minimum.at(low, self.customer, self.traffic.time)
         np.maximum.at(high, self.customer, self.traffic.time)
         return low, high
-
-    def accounts_per_customer(self) -> Ints:
-        """(customers,) accounts."""
-        return np.bincount(self.customer_of, minlength=self.customers)
 
 
 def home_network(network: Hashes, customer: npt.NDArray[np.integer], customers: int) -> Ints:

@@ -152,7 +152,7 @@ class EndpointModel:
             self.asked_again += attempt > 0
             try:
                 answer = await self._post(body)
-                columns = self._columns(answer, top_logprobs) if top_logprobs else None
+                columns = self._columns(answer) if top_logprobs else None
                 return to_exchange(
                     request, answer, model=self.name, where=self._where, logprobs=columns
                 )
@@ -199,7 +199,7 @@ class EndpointModel:
                 body |= {"verbose": True, "return_tokens": True}
         return body
 
-    def _columns(self, answer: dict[str, Any], top_logprobs: int) -> Logprobs | None:
+    def _columns(self, answer: dict[str, Any]) -> Logprobs | None:
         """The answer's log-probabilities.
 
         Raises:

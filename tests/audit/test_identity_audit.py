@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -462,10 +461,3 @@ def test_the_template_in_a_gguf_file_is_seen(tmp_path):
     assert how == "rendered"
     assert "named SmolLM, trained by Hugging Face" in (shown or "")
     assert "SmolLM" not in (silent or "")
-
-
-def test_verification_needs_no_model_and_no_network(tmp_path):
-    identity_audit(settings(), suspect="scripted:bigram", out=tmp_path)
-    before = threading.active_count()
-    assert verify(tmp_path, {"identity": evidence}).ok
-    assert threading.active_count() == before
