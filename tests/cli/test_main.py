@@ -15,18 +15,44 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Erro
 
 
 @pytest.mark.parametrize(
-    "arguments", [["distil"], ["distill"], ["chat"], ["distill", "r", "--agian"]]
-)
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
+    ("arguments", "where", "says"),
+    [
+        (["distil"], "stillhouse", 'Did you mean "distill"?'),
+        (["distill"], "stillhouse distill", "no RECIPE"),
+        (["chat", "x", "--runs"], "stillhouse chat", "no --runs"),
+        (["distill", "r", "--agian"], "stillhouse distill", "Did you mean --again?"),
+        (["guard", "scan", "--bin-hours", "x", "--out", "o"], "stillhouse guard scan, --bin-hours",
+         "'x'. Expected a valid number"),
+        (["audit", "twin", "--pairs", "5000"], "stillhouse audit twin, --pairs",
+         "'5000'. Expected less than or equal to 2000. See stillhouse audit twin --help"),
+        (["collect", "r.yaml", "--exchanges", "5"], "stillhouse collect",
+         "options beside a recipe"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("as_json", [False, True])
+def test_wrong_usage_is_one_line_or_object_and_exits_with_2(
+    arguments: list[str], where: str, says: str, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments + ["--json"] * as_json) == 2
     streams = capsys.readouterr()
-    assert streams.out + streams.err
+    assert streams.out == ""
+    if as_json:
+        found = json.loads(streams.err)["error"]
+        assert (found["where"], found["kind"]) == (where, "ConfigError")
+    else:
+        assert streams.err.startswith(f"error: {where}: ")
+        assert says in streams.err
+        assert streams.err.count("\n") == 1
 
 
-def test_a_near_miss_of_a_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["distil"])
-    streams = capsys.readouterr()
-    assert 'Did you mean "distill"' in streams.out + streams.err
+@pytest.mark.parametrize("verb", [verb for verb, *_ in entry._VERBS])
+def test_every_command_shows_an_example_of_itself(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Example: stillhouse {verb}" in shown
+    assert "--empty-" not in shown
 
 
 def test_an_error_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +84,7 @@ def test_an_interrupt_exits_with_130(
 
     monkeypatch.setattr(entry, "app", interrupted)
     assert main(["distill", "x"]) == 130
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
