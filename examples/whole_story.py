@@ -36,10 +36,11 @@ from stillhouse.cli.pipeline import run_stages
 from stillhouse.cli.terminal import duration, make_progress
 from stillhouse.config import CollectSettings, load_recipe
 from stillhouse.errors import StillhouseError
+from stillhouse.files import write_whole
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.simulate_settings import SimulateSettings
 from stillhouse.memory import give_back_memory
-from stillhouse.report import Progress, page_template, stylesheet, write_text
+from stillhouse.report import Progress, page_template, stylesheet
 from stillhouse.store import Store
 
 TEACHER = "smollm2-135m"
@@ -53,7 +54,7 @@ BENIGN = 2500  # of which some API customers stay silent
 ASKED = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "max_tokens": 64,
          "engine": "local", "top_logprobs": 0}  # fmt: skip
 STUDENT = {"layers": 20, "teach_identity": False}
-TRAIN = {"targets": "hard", "learning_rate": 2.0e-4, "epochs": 3, "batch_tokens": 1000,
+TRAIN = {"targets": "hard", "learning_rate": 2.0e-4, "epochs": 2, "batch_tokens": 1000,
          "validation_exchanges": 0, "checkpoint_seconds": 60}  # fmt: skip
 
 _HELDOUT = Path(__file__).resolve().parent / "prompts" / "heldout_a.jsonl"
@@ -97,7 +98,7 @@ class Story:
                 spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
                 if result is not None:
                     self.stages[name] = result
-                write_text(self._record, json.dumps(self.stages, indent=1) + "\n")
+                write_whole(self._record, json.dumps(self.stages, indent=1) + "\n")
             give_back_memory()
         return self.stages[name]
 
@@ -284,7 +285,7 @@ def _student(story: Story, name: str, line: str) -> None:
 
     def train() -> dict[str, Any]:
         path = story.folder / f"{name}.yaml"
-        write_text(path, yaml.safe_dump(recipe, sort_keys=False))
+        write_whole(path, yaml.safe_dump(recipe, sort_keys=False))
         loaded = load_recipe(path)
         made = run_stages(loaded, ("train",), story.progress)
         report = run_stages(loaded, ("evaluate", "report"), story.progress)
@@ -340,10 +341,10 @@ def tell(story: Story) -> dict[str, Any]:
         "seconds_by_stage": {c.__name__: stages["spent"][c.__name__] for c in CHAPTERS},
         "stillhouse": stillhouse.__version__,
     }  # fmt: skip
-    write_text(story.folder / "story.json", json.dumps(figures, indent=1) + "\n")
+    write_whole(story.folder / "story.json", json.dumps(figures, indent=1) + "\n")
     source = Path(__file__).with_name("whole_story.html.jinja").read_text("utf-8")
     page = page_template(source).render(css=stylesheet(), s=figures, week=stages["logged"])
-    write_text(story.folder / "report.html", page)
+    write_whole(story.folder / "report.html", page)
     return figures
 
 
@@ -359,9 +360,13 @@ def main() -> None:
         for chapter in CHAPTERS:
             chapter(story)
     except StillhouseError as problem:
-        sys.exit(f"whole_story: {problem}")
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
     except KeyboardInterrupt:
-        sys.exit(f"stopped; run the same command again and it goes on in {options.out}")
+        print(
+            f"\nStopped. Run the same command again: it goes on in {options.out}", file=sys.stderr
+        )
+        sys.exit(130)
     figures = tell(story)
     print(
         f"\nguard: recall {figures['guard']['recall']:.3f}, {figures['guard']['false_accounts']} "

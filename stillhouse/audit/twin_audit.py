@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.ledger import Ledger, begun
 from stillhouse.audit.masking import Mask
 from stillhouse.audit.page import page_of_sealed
-from stillhouse.audit.pair_checks import has_texts
+from stillhouse.audit.pair_checks import SIDES, has_texts
 from stillhouse.audit.pairing import (
     Candidates,
     Pairs,
@@ -162,6 +162,8 @@ class _Audit:
     begin: bool
     runs: Path
     progress: Progress
+    teacher_lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What the teacher was read to say for an earlier suspect, `models` and `scores`."""
 
     def of(
         self, suspect: str, folder: Path, suspects: int, spent: Ledger
@@ -314,13 +316,25 @@ class _Audit:
         return None
 
     def _teacher_reads(self, bundle: Bundle, pairs: list[dict[str, Any]]) -> None:
-        """Before the suspect is asked: a teacher that cannot be read is known in time."""
+        """Before the suspect is asked: a teacher that cannot be read is known in time.
+
+        What it reads is the same for every suspect, and is read once.
+        """
         assert self.teacher is not None
-        with open_model(
-            self.teacher, need=Need(scoring=True), runs=self.runs, progress=self.progress
-        ) as model:
-            _note(bundle, model, "teacher")
-            read_scores(model, "teacher", pairs, bundle, self.progress)
+        wanted = {(pair["exchange"], side) for pair in pairs for side in SIDES}
+        if not bundle.lines("scores"):
+            models, scores = (self.teacher_lines.get(name, []) for name in ("models", "scores"))
+            bundle.append("models", models)
+            bundle.append("scores", [x for x in scores if (x["exchange"], x["side"]) in wanted])
+        lines = [line for line in bundle.lines("scores") if line["role"] == "teacher"]
+        if wanted - {(line["exchange"], line["side"]) for line in lines}:
+            with open_model(
+                self.teacher, need=Need(scoring=True), runs=self.runs, progress=self.progress
+            ) as model:
+                _note(bundle, model, "teacher")
+                read_scores(model, "teacher", pairs, bundle, self.progress)
+        for name in ("models", "scores"):
+            self.teacher_lines[name] = [x for x in bundle.lines(name) if x["role"] == "teacher"]
 
 
 def _refuse_what_cannot_tell(pairs: Pairs, found: Candidates) -> None:

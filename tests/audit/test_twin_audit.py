@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import stillhouse.audit.twin_audit as module
 from stillhouse.audit import words
 from stillhouse.audit.batch import Waiting
 from stillhouse.audit.bundle import Bundle
@@ -101,6 +102,27 @@ def test_several_suspects_share_the_level_and_get_holms_correction(
     assert all(one["secondary"]["level"] == 0.005 for one in found)
     assert all(one["family"]["holm_p_value"] >= one["p_value"] for one in found)
     assert (tmp_path / "out" / "2" / "sealed" / "seal.json").exists()
+
+
+def test_the_teacher_reads_once_for_several_suspects(
+    escrowed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = module.read_scores
+
+    def counted(model: Any, role: str, *more: Any) -> None:
+        read.append(role)
+        real(model, role, *more)
+
+    monkeypatch.setattr(module, "read_scores", counted)
+    suspects = [f"hf:{write_llama(tmp_path / name, seed=seed)}" for seed, name in enumerate("ab")]
+    options = {"teacher": "scripted:bigram", "twins": escrowed / "escrow"}
+    found = audit(escrowed, tmp_path / "out", *suspects, **options)
+    assert read.count("teacher") == 1
+    assert read.count("suspect") == 2
+    alone = audit(escrowed, tmp_path / "alone", suspects[1], **options)
+    assert alone["differences"] == found[1]["differences"]
+    assert verify(tmp_path / "out" / "2", FUNCTIONS).ok
 
 
 def test_twins_drawn_later_are_drawn_once(tmp_path: Path) -> None:
