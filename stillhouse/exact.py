@@ -20,6 +20,7 @@ __all__ = [
     "MOST_PAIRS",
     "SignedRank",
     "binomial_tail",
+    "critical_count",
     "holm",
     "hypergeometric",
     "rank_quantile",
@@ -164,6 +165,17 @@ def binomial_tail(successes: int, trials: int, chance: float = 0.5) -> float:
     from scipy.special import betainc
 
     return 1.0 if successes <= 0 else float(betainc(successes, trials - successes + 1, chance))
+
+
+def critical_count(trials: int, level: float, chance: float = 0.5) -> int:
+    """The fewest successes whose tail is at most the level; `trials` + 1 where none are enough."""
+    low, high = 0, trials + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (
+            (low, middle) if binomial_tail(middle, trials, chance) <= level else (middle + 1, high)
+        )
+    return low
 
 
 def share_bound(successes: int, trials: int, *, level: float = 0.95) -> float:

@@ -6,13 +6,16 @@ before. What the files mean is their writers' business.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stillhouse.errors import DataError
 
-__all__ = ["read_secret", "sync_folder", "whole_lines", "write_secret", "write_whole"]
+__all__ = ["alone", "read_secret", "sync_folder", "whole_lines", "write_secret", "write_whole"]
 
 _LARGEST_SECRET = 1 << 16
 
@@ -48,6 +51,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock while the block runs; it goes with its process, however that ends.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    with (folder / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                str(folder), "another process works in it", "one at a time",
+                "Wait until it is done, or name another folder",
+            ) from None  # fmt: skip
+        yield
 
 
 def whole_lines(path: Path) -> list[bytes]:

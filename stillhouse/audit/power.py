@@ -63,14 +63,8 @@ def _signs_needed(share: float, level: float, power: float) -> int | None:
 
 
 def _sign_power(pairs: int, share: float, level: float) -> float:
-    low, high = 0, pairs + 1  # the fewest positive signs whose tail is at most the level
-    while low < high:
-        middle = (low + high) // 2
-        if binomial_tail(middle, pairs) <= level:
-            high = middle
-        else:
-            low = middle + 1
-    return 0.0 if low > pairs else binomial_tail(low, pairs, share)
+    fewest = critical_count(pairs, level)
+    return 0.0 if fewest > pairs else binomial_tail(fewest, pairs, share)
 
 
 def pairs_needed(share: float, level: float, power: float = POWER) -> int | None:

@@ -22,7 +22,7 @@ from stillhouse.audit import words
 from stillhouse.audit.green import Lines, Pairs, green_pairs, scored_pairs
 from stillhouse.audit.settings import FEWEST_SCORED
 from stillhouse.errors import EvidenceError
-from stillhouse.exact import binomial_tail, share_bound
+from stillhouse.exact import binomial_tail, critical_count, share_bound
 from stillhouse.stats import clopper_pearson
 from stillhouse.watermark import Watermark
 
@@ -158,14 +158,8 @@ def _smallest(n: int, gamma: float, level: float) -> float:
     """The smallest share of green pairs that so many would show with probability 0.9."""
     from scipy.special import betaincinv
 
-    low, high = 0, n  # the fewest green pairs whose tail is at most the level
-    while low < high:
-        middle = (low + high) // 2
-        if binomial_tail(middle, n, gamma) <= level:
-            high = middle
-        else:
-            low = middle + 1
-    return float(betaincinv(low, n - low + 1, _POWER))
+    fewest = min(n, critical_count(n, level, gamma))
+    return float(betaincinv(fewest, n - fewest + 1, _POWER))
 
 
 def _refusal(beside: Mapping[str, Any]) -> str | None:

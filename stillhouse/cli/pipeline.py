@@ -9,7 +9,6 @@ since they never import one another.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import resource
@@ -24,7 +23,7 @@ from typing import Any
 from stillhouse.cli.run_yaml import as_written_in, changed_keys, write_run
 from stillhouse.config import Recipe, file_hash, fingerprint
 from stillhouse.errors import ConfigError, DataError
-from stillhouse.files import write_whole
+from stillhouse.files import alone, write_whole
 from stillhouse.memory import give_back_memory
 from stillhouse.prompts import prompt_files
 from stillhouse.report import Progress
@@ -95,10 +94,11 @@ def run_stages(
     done.
 
     Raises:
-        ConfigError: settings of a finished stage have changed, or another command works in the run.
+        ConfigError: settings of a finished stage have changed.
+        DataError: another process works in the run.
     """
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(recipe.folder):
+    with alone(recipe.folder):
         run = Run(recipe)
         if again:
             run.drop(again)
@@ -297,22 +297,6 @@ def plan(recipe: Recipe) -> list[dict[str, str]]:
             state = "open"  # what goes in is not there yet
         rows.append({"stage": stage, "state": state})
     return rows
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One command at a time works in a run; the lock goes with its process, however that ends."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                str(folder),
-                "another command is working in this run",
-                "one at a time",
-                "Wait for it, or choose another name (name=...)",
-            ) from None
-        yield
 
 
 @contextmanager

@@ -11,20 +11,17 @@ In: settings and a folder. Out: the table. Stop it at any time and run the same 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__
 from stillhouse.errors import ConfigError, EvidenceError
-from stillhouse.files import write_whole
+from stillhouse.files import alone, write_whole
 from stillhouse.guard.benchmark_cases import CASES, planned_units
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
 from stillhouse.guard.benchmark_tables import table_of
@@ -61,7 +58,7 @@ def benchmark(
     """
     units = planned_units(settings)
     work.mkdir(parents=True, exist_ok=True)
-    with _alone(work):
+    with alone(work):
         _check_begun(settings, work)
         desk = _Desk(work)
         pending = [unit for unit in units if not _result(work, unit).exists()]
@@ -194,24 +191,6 @@ def _check_begun(settings: BenchmarkSettings, work: Path) -> None:
             f"--work {work}", f"{other} {begun.get(other)}, not {told.get(other)}",
             "the settings it was begun with", "Name a new folder, or give the same settings",
         )  # fmt: skip
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Hold the folder against a second run.
-
-    Raises:
-        ConfigError: another run has it.
-    """
-    with (work / "lock").open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"--work {work}", "another benchmark runs in it", "a folder for each run",
-                "Wait for it, or name another folder",
-            ) from None  # fmt: skip
-        yield
 
 
 def _as_json(value: Any) -> str:

@@ -11,7 +11,6 @@ beginning) and where to go on reading. No text of a log stands here, but their p
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 from stillhouse import log_files
 from stillhouse.errors import DataError
-from stillhouse.files import write_whole
+from stillhouse.files import alone, write_whole
 from stillhouse.guard.key import fingerprint
 
 __all__ = ["Catalogue", "Log", "adding", "is_still"]
@@ -209,11 +208,5 @@ def adding(folder: Path) -> Iterator[None]:
             str(folder), f"{foreign[0]!r} lies there, and no catalogue.json",
             "a scan's folder, or an empty one", "Choose another folder",
         )  # fmt: skip
-    with (folder / "lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                str(folder), "another process adds to it", "one at a time", "Wait until it is done"
-            ) from None
+    with alone(folder):
         yield

@@ -10,12 +10,9 @@ the traffic is known to be benign. Reports and files are written elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from stillhouse.errors import ConfigError, nearest
 from stillhouse.guard.calibrate import Calibration
@@ -28,25 +25,11 @@ from stillhouse.guard.membership import Membership, score_accounts
 from stillhouse.guard.population import Population, populate
 from stillhouse.guard.settings import FAMILIES, GuardSettings
 from stillhouse.guard.traffic import read_traffic
-from stillhouse.guard.verdict import Verdict, decide
+from stillhouse.guard.verdict import Scan, decide
 
 __all__ = ["Scan", "calibrate", "check_families", "detect"]
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a scan found."""
-
-    accounts: pa.Table
-    """account, events, score, p_value, campaign, decision; one row each, in order of names."""
-    campaigns: list[dict[str, Any]]
-    """Strongest first; see docs/guard-detector.md for the keys."""
-    substreams: pa.Table
-    """campaign, account, time, file, offset: where a campaign's events stand in the logs."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Counts, whether calibrated, expected false alarms a week, what was excused."""
 
 
 def detect(
@@ -78,9 +61,9 @@ def detect(
         calibration.check(population, heads.keys, settings)
     clusters, weighed, membership = _judge(population, settings, calibration, tell)
     tell("deciding")
-    verdict: Verdict = decide(population, weighed, membership, calibration, settings)
-    facts = verdict.facts | {"clusters_tested": clusters}
-    return Scan(verdict.accounts, verdict.campaigns, verdict.substreams, facts)
+    found = decide(population, weighed, membership, calibration, settings)
+    found.facts["clusters_tested"] = clusters
+    return found
 
 
 def calibrate(

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import field_validator
 
-from stillhouse.config import Settings, make
+from stillhouse.config import Settings, make, read_yaml
 from stillhouse.errors import ConfigError, nearest
 from stillhouse.log_records import (
     LogRecord,
@@ -116,18 +115,8 @@ def load_mapping(path: Path) -> MappingSettings:
     Raises:
         ConfigError: it cannot be read, is no mapping, or names an unknown field.
     """
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
-        raise ConfigError(
-            str(path), " ".join(str(problem).split())[:200], "a YAML file with `columns:`",
-            "Correct the mapping file",
-        ) from None  # fmt: skip
-    if not isinstance(found, dict):
-        raise ConfigError(
-            str(path), "no keys", "`columns:` and what they mean", "See docs/guard-ingest.md"
-        )
-    return make(MappingSettings, found, where=str(path))
+    data = read_yaml(path, "a mapping", "the one in docs/guard-ingest.md")
+    return make(MappingSettings, data, where=str(path))
 
 
 def _at(row: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -26,7 +26,7 @@ from stillhouse.guard.membership import Membership
 from stillhouse.guard.population import Population
 from stillhouse.guard.settings import GuardSettings
 
-__all__ = ["DECISIONS", "Verdict", "decide"]
+__all__ = ["DECISIONS", "Scan", "decide"]
 
 DECISIONS = ("allow", "insufficient", "observe", "review")
 _OBSERVED = 0.01
@@ -35,13 +35,17 @@ _WEEK_HOURS = 168.0
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """As in `Scan`."""
+class Scan:
+    """What a scan found."""
 
     accounts: pa.Table
+    """account, events, score, p_value, campaign, decision; one row each, in order of names."""
     campaigns: list[dict[str, Any]]
+    """Strongest first; as `dossier.describe` makes each."""
     substreams: pa.Table
+    """campaign, account, time, file, offset: where a campaign's events stand in the logs."""
     facts: dict[str, Any]
+    """Counts, whether calibrated, expected false alarms a week, what was excused."""
 
 
 def decide(
@@ -50,7 +54,7 @@ def decide(
     membership: Membership,
     calibration: Calibration | None,
     settings: GuardSettings,
-) -> Verdict:
+) -> Scan:
     """All decisions of a scan."""
     called = [_of_cluster(e, calibration, settings) for e in weighed]
     p = _account_p(population, weighed, membership, calibration)
@@ -74,7 +78,7 @@ def decide(
         campaigns.append(
             describe(weighed[number], members, verdict, settings, calibration is not None)
         )
-    return Verdict(
+    return Scan(
         _accounts_table(population, membership, p, ids, decision), campaigns,
         _substreams(population, weighed, ids),
         _facts(population, campaigns, decision, listed, calibration, settings),

@@ -157,7 +157,7 @@ def test_a_second_command_in_the_same_run_is_refused(
     with (finished / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["distill", str(workshop / "recipe.yaml")]) == 2
-    assert "another command is working in this run" in capsys.readouterr().err
+    assert "another process works in it" in capsys.readouterr().err
 
 
 def test_the_report_can_be_written_again_by_name(

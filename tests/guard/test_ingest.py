@@ -329,7 +329,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, take: Take, into: 
 
 def test_one_process_adds_at_a_time(tmp_path: Path, take: Take) -> None:
     log = write_log(tmp_path / "a.jsonl", 2)
-    with pytest.raises(DataError, match="another process adds"):
+    with pytest.raises(DataError, match="another process works"):
         take(log, progress=lambda done, all: take(log) and None)
 
 
