@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stillhouse.exact import MOST_PAIRS, binomial_tail, rank_quantile
+from stillhouse.exact import MOST_PAIRS, binomial_tail, critical_count, rank_quantile
 
 __all__ = ["LEVELS", "SHARES", "PowerRow", "pairs_needed", "power_table", "smallest_share"]
 

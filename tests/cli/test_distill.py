@@ -156,7 +156,7 @@ def test_a_second_command_in_the_same_run_is_refused(
 
     with (finished / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert main(["distill", str(workshop / "recipe.yaml")]) == 2
+        assert main(["distill", str(workshop / "recipe.yaml")]) == 3
     assert "another process works in it" in capsys.readouterr().err
 
 
