@@ -29,14 +29,15 @@ from stillhouse.guard.verdict import Scan, decide
 
 __all__ = ["Scan", "calibrate", "check_families", "detect"]
 
-Progress = Callable[[str], None]
+Tell = Callable[[str], None]
+"""Told the name of each stage as it begins."""
 
 
 def detect(
     events: Path,
     settings: GuardSettings,
     calibration: Calibration | None = None,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> Scan:
     """Campaigns and account scores of the events in a folder.
 
@@ -66,9 +67,7 @@ def detect(
     return found
 
 
-def calibrate(
-    events: Path, settings: GuardSettings, progress: Progress | None = None
-) -> Calibration:
+def calibrate(events: Path, settings: GuardSettings, progress: Tell | None = None) -> Calibration:
     """A calibration from events that are known to be benign.
 
     Raises:
@@ -106,7 +105,7 @@ def check_families(settings: GuardSettings) -> None:
         )  # fmt: skip
 
 
-def _population(events: Path, settings: GuardSettings, tell: Progress) -> Population:
+def _population(events: Path, settings: GuardSettings, tell: Tell) -> Population:
     tell("reading events")
     traffic = read_traffic(events)
     tell("telling customers apart")
@@ -114,7 +113,7 @@ def _population(events: Path, settings: GuardSettings, tell: Progress) -> Popula
 
 
 def _judge(
-    population: Population, settings: GuardSettings, known: Calibration | None, tell: Progress
+    population: Population, settings: GuardSettings, known: Calibration | None, tell: Tell
 ) -> tuple[int, list[Evidence], Membership]:  # fmt: skip
     """How many clusters were tested, what came of them, and the accounts' scores."""
     tell("finding clusters")

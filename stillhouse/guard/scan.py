@@ -15,6 +15,7 @@ read, written and put together.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -253,6 +254,6 @@ class _Clock:
     def end(self) -> None:
         """The last stage has ended."""
         if self._name:
-            name = self._name.split(" clusters")[0].rstrip("0123456789 ")
+            name = re.sub(r"\d+ ", "", self._name)  # "testing 162 clusters" and 87 are one stage
             self.took[name] = self.took.get(name, 0.0) + time.perf_counter() - self._began
         self._name = ""
