@@ -147,7 +147,7 @@ def test_a_damaged_parquet_file_is_an_error(tmp_path: Path, take: Take) -> None:
         ("columns: {account: a, time: t}\nformatt: csv", "Did you mean 'format'"),
         ("columns: {account: a, time: t}\ndelimiter: ';;'", "one character"),
         ("columns: {account: a, time: t}\nformat: xml", "jsonl"),
-        ("- 1", "no keys"), ("{", "a YAML file"),
+        ("- 1", "settings as `key: value`"), ("{", "a mapping in YAML"),
     ],
 )  # fmt: skip
 def test_a_wrong_mapping_is_an_error(tmp_path: Path, content: str, said: str) -> None:
@@ -157,7 +157,7 @@ def test_a_wrong_mapping_is_an_error(tmp_path: Path, content: str, said: str) ->
 
 
 def test_a_missing_mapping_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_mapping(tmp_path / "none.yaml")
 
 
