@@ -3,8 +3,9 @@
 One documented entry per verb, resolved on first use: `stillhouse.collect(...)`,
 `stillhouse.train(...)`, `stillhouse.evaluate(...)`, `stillhouse.audit_twin(...)`,
 `.audit_watermark`, `.audit_identity`, `.audit_verify` and `stillhouse.guard_scan(...)`,
-`.guard_calibrate`, `.guard_export`, `.guard_simulate` are the functions the command line calls. A
-verb that has a room to itself bears its name, so the room itself can be called.
+`.guard_calibrate`, `.guard_export`, `.guard_simulate`, `.guard_benchmark` are the functions the
+command line calls. A verb that has a room to itself bears its name, so the room itself can be
+called.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _FUNCTIONS = {
     "audit_twin": ("audit.twin_audit", "twin_audit"),
     "audit_verify": ("audit.verify", "verify"),
     "audit_watermark": ("audit.watermark_audit", "watermark_audit"),
+    "guard_benchmark": ("guard.benchmark", "benchmark"),
     "guard_calibrate": ("guard.scan", "guard_calibrate"),
     "guard_export": ("guard.export", "guard_export"),
     "guard_scan": ("guard.scan", "guard_scan"),
@@ -38,6 +40,7 @@ __all__ = [
     "audit_watermark",
     "collect",
     "evaluate",
+    "guard_benchmark",
     "guard_calibrate",
     "guard_export",
     "guard_scan",
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from stillhouse.audit.watermark_audit import watermark_audit as audit_watermark
     from stillhouse.collect.run import collect
     from stillhouse.evaluate.fidelity import evaluate
+    from stillhouse.guard.benchmark import benchmark as guard_benchmark
     from stillhouse.guard.export import guard_export
     from stillhouse.guard.scan import guard_calibrate, guard_scan
     from stillhouse.guard.simulate import simulate as guard_simulate

@@ -13,7 +13,7 @@ from stillhouse.errors import ConfigError, EvidenceError
 __all__ = ["redact", "reveal", "told", "verify"]
 
 
-def told(found: Mapping[str, Any]) -> list[str]:
+def told(found: Mapping[str, Any], folder: Path) -> list[str]:
     """Evidence as lines for people: what cannot be concluded stands beside what can."""
     effect, p, family = found.get("effect"), found["p_value"], found.get("family")
     corrected = f"; Holm over {family['tests']}: {family['holm_p_value']:.3g}" if family else ""
@@ -28,6 +28,7 @@ def told(found: Mapping[str, Any]) -> list[str]:
         *(f"  left out: {count} {reason}" for reason, count in found["excluded"].items()),
         "What cannot be concluded:",
         *(f"  {line}" for line in found["cannot"]),
+        f"Read {folder / 'report.html'}; check it with: stillhouse audit verify {folder}",
     ]
 
 

@@ -46,7 +46,7 @@ def identity(
         settings, suspect=suspect, controls=control, out=out, runs=runs,
         progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
-    emit(found, told(found), as_json=common.json)
+    emit({**found, "out": str(out)}, told(found, out), as_json=common.json)
 
 
 def change(

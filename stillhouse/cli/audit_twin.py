@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,13 +76,15 @@ def twin(
         settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,
         ledger=ledger, begin=begin, runs=runs, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
-    return _show(found, as_json=common.json)
-
-
-def _show(found: Sequence[dict[str, Any] | Waiting | Begun], *, as_json: bool) -> None:
-    results = [_plain(one) for one in found]
+    folders = [out / str(n + 1) for n in range(len(found))] if len(found) > 1 else [out]
+    results = [
+        {**_plain(one), "out": str(folder)} for one, folder in zip(found, folders, strict=True)
+    ]
     shown = results[0] if len(results) == 1 else {"suspects": results}
-    emit(shown, [line for one in found for line in _lines(one)], as_json=as_json)
+    lines = [
+        line for one, folder in zip(found, folders, strict=True) for line in _lines(one, folder)
+    ]
+    return emit(shown, lines, as_json=common.json)
 
 
 def _all_given(given: dict[str, Any]) -> None:
@@ -109,7 +110,7 @@ def _plain(one: dict[str, Any] | Waiting | Begun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lines(one: dict[str, Any] | Waiting | Begun) -> list[str]:
+def _lines(one: dict[str, Any] | Waiting | Begun, folder: Path) -> list[str]:
     from stillhouse.audit.twin_audit import Begun
 
     if isinstance(one, Begun):
@@ -125,7 +126,7 @@ def _lines(one: dict[str, Any] | Waiting | Begun) -> list[str]:
             f"Whoever gets that file learns {one.discloses}.",
             f"Put the answers in {one.answers}, then run the same command again.",
         ]
-    return told(one)
+    return told(one, folder)
 
 
 def _power(settings: TwinSettings, *, as_json: bool) -> None:

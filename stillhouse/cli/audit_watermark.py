@@ -59,18 +59,9 @@ def watermark(
             "--suspect SPEC --teacher SPEC --key FILE --out DIR and --prompts FILE or --served "
             "STORE", "Add what is missing; `stillhouse audit watermark --help` shows an example",
         )  # fmt: skip
-    found = _audit(
-        settings,
-        suspect,
-        teacher,
-        key,
-        prompts,
-        served,
-        out,
-        runs,
-        make_progress(quiet=common.quiet),
-    )
-    emit(found, told(found), as_json=common.json)
+    progress = make_progress(quiet=common.quiet)
+    found = _audit(settings, suspect, teacher, key, prompts, served, out, runs, progress)
+    emit({**found, "out": str(out)}, told(found, out), as_json=common.json)
 
 
 def _audit(
