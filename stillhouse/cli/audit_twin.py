@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,15 +77,15 @@ def twin(
         settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,
         ledger=ledger, begin=begin, runs=runs, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
+    return _show(found, out, as_json=common.json)
+
+
+def _show(found: Sequence[dict[str, Any] | Waiting | Begun], out: Path, *, as_json: bool) -> None:
     folders = [out / str(n + 1) for n in range(len(found))] if len(found) > 1 else [out]
-    results = [
-        {**_plain(one), "out": str(folder)} for one, folder in zip(found, folders, strict=True)
-    ]
+    both = list(zip(found, folders, strict=True))
+    results = [{**_plain(one), "out": str(folder)} for one, folder in both]
     shown = results[0] if len(results) == 1 else {"suspects": results}
-    lines = [
-        line for one, folder in zip(found, folders, strict=True) for line in _lines(one, folder)
-    ]
-    return emit(shown, lines, as_json=common.json)
+    emit(shown, [line for one, folder in both for line in _lines(one, folder)], as_json=as_json)
 
 
 def _all_given(given: dict[str, Any]) -> None:
