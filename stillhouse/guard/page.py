@@ -27,10 +27,14 @@ _LINKS = 12
 
 _FAMILIES = {
     "content": "the same templates with payloads shared out",
-    "timing": "one schedule",
     "infrastructure": "shared payment, devices or networks",
     "onboarding": "accounts made together",
     "succession": "accounts that take over from others",
+}
+_TIMING = {
+    "one schedule": "one schedule",
+    "load balance": "equal loads",
+    "new model": "a new model taken up in the same hours",
 }
 _DECISIONS = {
     "review": "for a person to decide now",
@@ -161,6 +165,14 @@ def _campaign(one: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _words(family: str, evidence: Sequence[Mapping[str, Any]]) -> str:
+    """What a family that speaks says; of timing, the test that says it."""
+    timing = [found for found in evidence if found["family"] == family and found["test"] in _TIMING]
+    if timing:
+        return _TIMING[min(timing, key=lambda found: found["p_value"])["test"]]
+    return _FAMILIES.get(family, family)
+
+
 def _full(one: Mapping[str, Any]) -> dict[str, Any]:
     volumes, members = one["volumes"], one["members"]
     most = max((day["exchanges"] for day in one["timeline"]), default=1)
@@ -170,12 +182,12 @@ def _full(one: Mapping[str, Any]) -> dict[str, Any]:
         "means": _DECISIONS.get(one["decision"], one["decision"]),
         "sentence": (
             f"{one['accounts']:,} accounts of {one['customers']:,} unrelated customers obtained "
-            f"{one['exchanges']:,} exchanges, mostly {one['capability'].replace('_', ' ')}, "
+            f"{one['exchanges']:,} exchanges, whose task is {one['capability'].replace('_', ' ')}, "
             f"{each['p50']} each in the middle (nine in ten between {each['p5']} and "
             f"{each['p95']}). {_cover(volumes['share_of_their_traffic'])}"
         ),
         "why": [_finding(one, found) for found in one["evidence"]],
-        "spoke": [f"{name}: {_FAMILIES.get(name, name)}" for name in one["families"]],
+        "spoke": [f"{name}: {_words(name, one['evidence'])}" for name in one["families"]],
         "template": one.get("template") or {"skeletons": [], "why_none": "not made"},
         "timeline": [
             {**day, "height": 100 * day["exchanges"] / most, "day": day["day"][5:]}

@@ -40,6 +40,15 @@ def spec(seed: int, **campaign: Any) -> SimulateSettings:
     )
 
 
+@pytest.fixture(autouse=True)
+def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes, and with them clusters and draws, follow from the key: a fresh one is another test.
+
+    In so small a world one key in ten lets benign customers into the cluster (docs/guard.md).
+    """
+    monkeypatch.setattr("stillhouse.guard.key.secrets.token_bytes", lambda size: b"\7" * size)
+
+
 @pytest.fixture(scope="module")
 def range_(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("range")
@@ -51,7 +60,7 @@ def range_(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scanned(range_: Path) -> ScanResult:
     key, benign = range_ / "scan.key", range_ / "first.cal"
-    write_secret(key, b"07" * 32)  # hashes, and with them the draws, follow from the key
+    write_secret(key, b"07" * 32)
     guard_calibrate(SETTINGS, logs=[range_ / "benign" / "logs"], out=benign, key=key)
     return guard_scan(
         SETTINGS, logs=[range_ / "traffic" / "logs"], out=range_ / "scan", calibration=benign,
@@ -205,6 +214,23 @@ def test_hostile_names_are_escaped(scanned: ScanResult, name: str, tmp_path: Pat
     assert name not in page
     assert "\x1b" not in page
     assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("test", "words"), [("one schedule", "one schedule"), ("load balance", "equal loads")]
+)
+def test_the_page_says_which_timing_speaks(
+    scanned: ScanResult, test: str, words: str, tmp_path: Path
+) -> None:
+    one = json.loads(json.dumps(scanned.campaigns[0]))
+    timing = {"family": "timing", "effect": 1.0, "typical": 0.2, "n": 14}
+    one["families"] = ["content", "timing"]
+    one["evidence"] = [
+        timing | {"test": name, "p_value": 1e-6 if name == test else 1.0}
+        for name in ("one schedule", "load balance", "new model")
+    ]
+    page = write_page(tmp_path, [one], scanned.accounts, scanned.facts).read_text("utf-8")
+    assert f"timing: {words}." in page
 
 
 # ---- the command line ----
