@@ -112,6 +112,28 @@ def test_strangers_who_share_a_phrase_with_members_are_not_called(tmp_path: Path
     assert share["stranger"] == 0
 
 
+def test_strangers_who_often_end_as_members_now_and_then_do_are_not_called(tmp_path: Path) -> None:
+    """As teams of translators: however much they send, no phrase of theirs is most members'."""
+    week = benign_week(31)
+    strangers = week.people(4, "stranger")
+    members = week.campaign(14, cover=0.0)
+    phrases = week.hashes(12)
+    owner = np.repeat(np.concatenate([strangers, members]), [40] * 4 + [12] * 14)
+    tail = phrases[week.rng.integers(0, 12, len(owner))]
+    head = np.where(owner >= members[0], _head_of(week, members), week.hashes(len(owner)))
+    week.add(owner, week.rng.uniform(0, week.days * 86_400, len(owner)), head=head, tail=tail)
+    share = called(scan_of(week, tmp_path), week)
+    assert share["campaign"] == 1
+    assert share["stranger"] == 0
+
+
+def _head_of(week: Traffic, members: np.ndarray) -> np.uint64:
+    """The head of a campaign of one wording."""
+    heads = np.concatenate([part["head"][np.isin(part["owner"], members)] for part in week.parts])
+    values, count = np.unique(heads, return_counts=True)
+    return values[count.argmax()]
+
+
 def test_an_office_with_evidence_of_its_own_ranks_below_a_campaign(tmp_path: Path) -> None:
     week = benign_week(25)
     week.office(80)

@@ -14,8 +14,8 @@ from stillhouse.cli.main import main
 from stillhouse.collect.run import collect
 from stillhouse.config import CollectSettings
 from stillhouse.errors import DataError
-from stillhouse.files import write_secret
 from stillhouse.guard.export import guard_export
+from stillhouse.guard.key import write_key
 from stillhouse.guard.page import write_page
 from stillhouse.guard.scan import ScanResult, guard_calibrate, guard_scan
 from stillhouse.guard.settings import GuardSettings
@@ -40,15 +40,6 @@ def spec(seed: int, **campaign: Any) -> SimulateSettings:
     )
 
 
-@pytest.fixture(autouse=True)
-def one_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashes, and with them clusters and draws, follow from the key: a fresh one is another test.
-
-    In so small a world one key in ten lets benign customers into the cluster (docs/guard.md).
-    """
-    monkeypatch.setattr("stillhouse.guard.key.secrets.token_bytes", lambda size: b"\7" * size)
-
-
 @pytest.fixture(scope="module")
 def range_(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("range")
@@ -60,7 +51,7 @@ def range_(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scanned(range_: Path) -> ScanResult:
     key, benign = range_ / "scan.key", range_ / "first.cal"
-    write_secret(key, b"07" * 32)
+    write_key(key)
     guard_calibrate(SETTINGS, logs=[range_ / "benign" / "logs"], out=benign, key=key)
     return guard_scan(
         SETTINGS, logs=[range_ / "traffic" / "logs"], out=range_ / "scan", calibration=benign,
