@@ -5,10 +5,10 @@
 
 Stages, each kept in WORK and not done twice: (1) answers of the teacher to shipped prompts, marked
 and unmarked; (2) students of both, mixed at doses of marked answers; (3) exact p and decoy rank of
-each suspect, in its own answers and reading; (4) innocent-key pairs: are exact p-values uniform, by
-fresh keys on innocents' answers, and by fresh keys on text marked with them; (5) beside it, the raw
-z of transformers' own detector on innocents; and what marking costs. A stage begun with other
-settings is refused.
+each suspect: in its own answers, reading all marked answers, reading those it was trained on;
+(4) innocent-key pairs: are exact p-values uniform, by fresh keys on innocents' answers, and by
+fresh keys on text marked with them; (5) beside it, the raw z of transformers' own detector on
+innocents; and what marking costs. A stage begun with other settings is refused.
 """
 
 from __future__ import annotations
@@ -232,14 +232,28 @@ class Bench:
         """Marked answers, per cent."""
         return list(self.options.doses)
 
+    def handed_out(self, name: str) -> int:
+        """How many marked answers went to a student's training; to an innocent as many were served
+        as to the strongest student of a mix.
+        """
+        mixed = [dose for dose in self.doses if 0 < dose < 100] or [100]
+        own = {f"dose {dose} %": dose for dose in self.doses if dose}
+        return round(len(self.answers("marked")) * own.get(name, max(mixed)) / 100)
+
     def audit(self, name: str, folder: Path, mode: str) -> dict[str, Any]:
-        """The evidence against a suspect; of its own answers, with known windows only as well."""
-        o, reads = self.options, mode == "reading"
+        """The evidence against a suspect; of its own answers, with known windows only as well.
+
+        Mode `reading` takes every marked answer, whoever had it; `reading-own` those that went to
+        the suspect, as a provider's log of an account has them.
+        """
+        o, reads = self.options, mode.startswith("reading")
         settings = WatermarkSettings(
-            mode=mode, pairs=o.pairs, samples=o.ask, max_tokens=o.max_tokens,  # type: ignore[arg-type]
-            temperature=1.0, top_k=40, top_p=0.95, min_p=0.05,
+            mode="reading" if reads else "generation", pairs=o.pairs, samples=o.ask,
+            max_tokens=o.max_tokens, temperature=1.0, top_k=40, top_p=0.95, min_p=0.05,
         )  # fmt: skip
         served = self.answers("marked")
+        if mode == "reading-own":
+            served = served[: self.handed_out(name)]
         with self.open(name, folder) as suspect:
             found = watermark_audit(
                 settings, suspect=suspect, watermark=self.mark, vocabulary=self.vocabulary,
@@ -455,7 +469,7 @@ def main() -> None:
         bench.stage(f"train-{dose}", trained, lambda dose=dose: bench.train(dose))
     audited = trained | {k: o[k] for k in ("pairs", "ask")}
     for name, folder in bench.suspects().items():
-        for mode in ("generation", "reading"):
+        for mode in ("generation", "reading", "reading-own"):
             bench.stage(
                 bench.bundle(name, mode).name, audited,
                 lambda name=name, folder=folder, mode=mode: bench.audit(name, folder, mode),
