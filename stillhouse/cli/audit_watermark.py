@@ -41,7 +41,8 @@ def watermark(
     prompts
         Prompt files for the suspect to answer, in generation mode.
     served
-        The store of answers served under the key: read in reading mode, or with known windows.
+        The store of answers served under the key, best those that the suspect's makers were given
+        (`guard export`): read in reading mode, or with known windows.
     out
         Folder of the bundle.
     runs

@@ -12,19 +12,38 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import cyclopts
+from cyclopts.help import DefaultFormatter
 
 from stillhouse import __version__
 from stillhouse.errors import ConfigError, StillhouseError
 
 __all__ = ["app", "main"]
 
+
+class _Flowing(DefaultFormatter):
+    """Help in which a docstring's lines flow, which else keep the source's indent; and which does
+    not say of a flag that it is off, or of a list that it is empty.
+    """
+
+    def __call__(self, console: Any, options: Any, panel: Any) -> None:
+        for entry in panel.entries:
+            text = getattr(entry.description, "primary_renderable", None)
+            if text is not None:
+                text.plain = " ".join(text.plain.split())
+            if entry.default in ("()", "False"):
+                entry.default = None
+        super().__call__(console, options, panel)
+
+
 app = cyclopts.App(
     name="stillhouse",
     help="Distil a student from a teacher whose terms allow it; find extraction campaigns in an "
     "API's logs; audit a suspect model for a teacher's answers.",
     version=__version__,
+    help_formatter=_Flowing(),
     help_format="plaintext",  # loading a markdown renderer takes a tenth of `--help`
     help_epilogue="Every command takes --json (result on stdout) and --traceback (the stack behind "
     "an error message).",

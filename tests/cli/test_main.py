@@ -55,6 +55,15 @@ def test_every_command_shows_an_example_of_itself(
     assert "--empty-" not in shown
 
 
+def test_help_flows_whatever_the_source_is_indented_by(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["guard", "scan", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "with more, the shared payment counts as evidence. 0 lets every account" in shown
+
+
 def test_an_error_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "no-such-recipe.yaml"]) == 2
     streams = capsys.readouterr()
