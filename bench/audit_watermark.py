@@ -469,7 +469,10 @@ def main() -> None:
         bench.stage(f"train-{dose}", trained, lambda dose=dose: bench.train(dose))
     audited = trained | {k: o[k] for k in ("pairs", "ask")}
     for name, folder in bench.suspects().items():
-        for mode in ("generation", "reading", "reading-own"):
+        modes = ["generation", "reading"]
+        if bench.handed_out(name) < len(bench.answers("marked")):
+            modes.append("reading-own")
+        for mode in modes:
             bench.stage(
                 bench.bundle(name, mode).name, audited,
                 lambda name=name, folder=folder, mode=mode: bench.audit(name, folder, mode),

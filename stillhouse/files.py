@@ -7,15 +7,24 @@ before. What the files mean is their writers' business.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stillhouse.errors import DataError
 
-__all__ = ["alone", "read_secret", "sync_folder", "whole_lines", "write_secret", "write_whole"]
+__all__ = [
+    "alone",
+    "append_lines",
+    "read_secret",
+    "sync_folder",
+    "whole_lines",
+    "write_secret",
+    "write_whole",
+]
 
 _LARGEST_SECRET = 1 << 16
 
@@ -72,14 +81,42 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file that lines are appended to; a last one that a kill cut short is cut off,
-    so that the next is not written onto it. Empty where there is no file.
+    """The lines of a file of JSON lines; a last one that a kill cut short is left out, and one that
+    only lacks its newline, as editors leave it, is not. Empty where there is no file.
     """
-    content = path.read_bytes() if path.exists() else b""
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        os.truncate(path, end)
-    return content[:end].split(b"\n")[:-1]
+    *lines, last = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    return [*lines, last] if last and _is_json(last) else lines
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add JSON lines to a file; they are on the disk when this returns.
+
+    A last line that was cut short is cut off first, so that no line is written onto it.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                content = path.read_bytes()
+                kept = content.rfind(b"\n") + 1
+                if _is_json(content[kept:]):
+                    file.write(b"\n")
+                else:
+                    file.truncate(kept)
+        file.write("".join(f"{line}\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def write_secret(path: Path, content: bytes) -> None:

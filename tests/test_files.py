@@ -1,4 +1,4 @@
-"""Files are whole or not there; lines cut short are cut off; secrets are their owner's alone."""
+"""Files are whole or not there; lines cut short are no lines; secrets are their owner's alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.files import read_secret, whole_lines, write_secret, write_whole
+from stillhouse.files import append_lines, read_secret, whole_lines, write_secret, write_whole
 
 
 def refusing(*_: object) -> None:
@@ -33,14 +33,21 @@ def test_what_is_written_aside_may_lie_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "lines"),
-    [(b"", []), (b"a\nb\n", [b"a", b"b"]), (b"a\n\nb", [b"a", b""]), (b"torn", [])],
-)
-def test_a_torn_last_line_is_cut_off(tmp_path: Path, content: bytes, lines: list[bytes]) -> None:
+    [
+        (b"", []), (b"1\n2\n", [b"1", b"2"]), (b"1\n\n[2", [b"1", b""]), (b"[1, 2", []),
+        (b"1\n[2]", [b"1", b"[2]"]), (b"[1]\n{\"a\": \"\xc3", [b"[1]"]),
+    ],
+)  # fmt: skip
+def test_a_torn_last_line_is_no_line_and_is_never_written_onto(
+    tmp_path: Path, content: bytes, lines: list[bytes]
+) -> None:
     path = tmp_path / "lines"
     assert whole_lines(path) == []
     path.write_bytes(content)
     assert whole_lines(path) == lines
-    assert path.read_bytes() == b"".join(line + b"\n" for line in lines)
+    assert path.read_bytes() == content  # reading changes nothing
+    append_lines(path, ["[3]", "[4]"])
+    assert path.read_bytes() == b"".join(line + b"\n" for line in [*lines, b"[3]", b"[4]"])
 
 
 def test_a_secret_is_its_owners_and_is_never_written_over(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stillhouse import __version__
 from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.claims import Claims, battery, battery_hash, questions
 from stillhouse.audit.identity import evidence
-from stillhouse.audit.page import page_of_sealed
+from stillhouse.audit.page import write_page
 from stillhouse.audit.seal import SEALED
 from stillhouse.audit.settings import IdentitySettings
 from stillhouse.audit.suspect import address_of, name_of
@@ -75,7 +75,7 @@ def identity_audit(
     finished = sealed_evidence(out, plan)
     if finished is not None:
         progress.say(f"{out} is sealed: nothing is asked again")
-        page_of_sealed(out, finished)
+        write_page(out, finished)
         return finished
     if not (out / SEALED).exists():  # a misspelt model is found before anything is fixed
         for spec in specs.values():
@@ -87,7 +87,7 @@ def identity_audit(
     lines = {name: bundle.lines(name) for name in ("answers", "failures", "models")}
     found = evidence(plan, lines, {})
     bundle.seal(found)
-    page_of_sealed(out, found)
+    write_page(out, found)
     return found
 
 

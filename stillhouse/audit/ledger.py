@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from stillhouse.audit.pair_checks import has_texts
 from stillhouse.audit.selection import prompt_key
 from stillhouse.errors import DataError
 from stillhouse.exchange import canonical_json, from_dict
-from stillhouse.files import whole_lines
+from stillhouse.files import append_lines, whole_lines
 
 __all__ = ["Ledger", "begun"]
 
@@ -102,10 +101,7 @@ def _entries(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
 
 def _append(path: Path, entries: Sequence[Line]) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(path, map(json.dumps, entries))
     except OSError as problem:
         raise DataError(
             str(path), f"writing failed ({problem.strerror or problem})", "a file that takes it",

@@ -47,7 +47,7 @@ from stillhouse.files import write_whole
 from stillhouse.report import figure, markup, page_template, stylesheet
 from stillhouse.watermark import Watermark
 
-__all__ = ["PAGE", "page_of_sealed", "write_page"]
+__all__ = ["PAGE", "write_page"]
 
 PAGE = "report.html"
 """The file's name, in the bundle's folder."""
@@ -57,45 +57,29 @@ Lines = Mapping[str, Sequence[Any]]
 _TITLES = {"twin": "twin test", "watermark": "watermark test", "identity": "identity audit"}
 
 
-def page_of_sealed(folder: Path, evidence: Figures) -> Path:
-    """The page of a sealed bundle, by the plan that was sealed.
-
-    Raises:
-        DataError: a sealed file that cannot be read, or figures that belong to another bundle.
-    """
-    plan = json.loads((folder / SEALED / "plan.json").read_text("utf-8"))
-    return write_page(folder, evidence, plan)
-
-
-def write_page(folder: Path, evidence: Figures, plan: Figures) -> Path:
+def write_page(folder: Path, evidence: Figures) -> Path:
     """The path of the bundle's page, written whole or not at all.
 
     Args:
         folder: a sealed bundle.
         evidence: its evidence; what it holds beyond `evidence.json`, e.g. a correction over several
             suspects, is shown too.
-        plan: its plan.
 
     Raises:
-        DataError: the folder holds no sealed bundle, or one of another plan.
-        EvidenceError: evidence of a test that has no page, or of another than the plan's.
+        DataError: the folder holds no sealed bundle.
+        EvidenceError: evidence of a test that has no page, or of another than the bundle's plan.
     """
-    test = evidence.get("test")
-    if test not in _TITLES or plan.get("test") != test:
-        raise EvidenceError(
-            f"page of {folder}", f"evidence of '{test}', a plan of '{plan.get('test')}'",
-            f"one of {', '.join(_TITLES)} in both", "Give evidence and plan of one finished audit",
-        )  # fmt: skip
     bundle = _Bundle(folder)
-    if bundle.plan != plan:
-        raise DataError(
-            f"page of {folder}", "another plan than the bundle's", "the plan in sealed/plan.json",
-            "Write the page of a bundle with its own plan",
+    test = evidence.get("test")
+    if test not in _TITLES or bundle.plan.get("test") != test:
+        raise EvidenceError(
+            f"page of {folder}", f"evidence of '{test}', a plan of '{bundle.plan.get('test')}'",
+            f"one of {', '.join(_TITLES)} in both", "Give the evidence of this bundle's audit",
         )  # fmt: skip
     here = resources.files("stillhouse.audit")
     template = page_template(here.joinpath("page.html.jinja").read_text("utf-8"))
     style = markup(here.joinpath("page.css").read_text("utf-8"))
-    shown = _view(evidence, plan, bundle) | {"css": stylesheet(), "own_css": style}
+    shown = _view(evidence, bundle.plan, bundle) | {"css": stylesheet(), "own_css": style}
     return write_whole(folder / PAGE, template.render(shown))
 
 

@@ -20,7 +20,7 @@ from stillhouse.audit.batch import REPEATED_PAIRS, Waiting, is_batch
 from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.ledger import Ledger, begun
 from stillhouse.audit.masking import Mask
-from stillhouse.audit.page import page_of_sealed
+from stillhouse.audit.page import write_page
 from stillhouse.audit.pair_checks import SIDES, has_texts
 from stillhouse.audit.pairing import (
     Candidates,
@@ -113,7 +113,7 @@ def twin_audit(
     if len(done) == len(suspects) > 1:
         _correct(list(done.values()))
     for folder, one in done.items():
-        page_of_sealed(folder, one)
+        write_page(folder, one)
     return list(found.values())
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from stillhouse import __version__
 from stillhouse.audit.bundle import Bundle, sealed_evidence
 from stillhouse.audit.green import scored_pairs
-from stillhouse.audit.page import page_of_sealed
+from stillhouse.audit.page import write_page
 from stillhouse.audit.radioactivity import evidence
 from stillhouse.audit.settings import WatermarkSettings
 from stillhouse.errors import CapabilityError, ConfigError, DataError, ModelError, TransportError
@@ -97,7 +97,7 @@ def watermark_audit(
     reveal = {"key": watermark.key.hex()}
     if (sealed := sealed_evidence(out, plan, before)) is not None:
         progress.say(f"{out} is sealed: nothing is asked again")
-        page_of_sealed(out, sealed)
+        write_page(out, sealed)
         return sealed
     bundle = Bundle.begin(out, plan, before=before, secrets=reveal)
     work = _Work(settings, suspect, vocabulary, plan, before, bundle, progress)
@@ -107,7 +107,7 @@ def watermark_audit(
         work.ask(prompts)
     found = evidence(plan, work.lines(), reveal)
     bundle.seal(found, reveal=reveal)
-    page_of_sealed(out, found)
+    write_page(out, found)
     return found
 
 

@@ -23,7 +23,7 @@ from stillhouse.config import CollectSettings
 from stillhouse.errors import ConfigError, StoreError
 from stillhouse.escrow import Escrow
 from stillhouse.exchange import Exchange
-from stillhouse.files import whole_lines, write_whole
+from stillhouse.files import append_lines, whole_lines, write_whole
 from stillhouse.models.base import Failure
 from stillhouse.store import Store
 
@@ -170,8 +170,7 @@ class Failures:
             "error": str(error),
         }
         self._lines[request.key] = record
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_lines(self.path, [json.dumps(record)])
 
     def by_reason(self) -> dict[str, int]:
         """Reason -> requests without an answer, figures in the reasons left out."""

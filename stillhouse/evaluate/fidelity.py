@@ -252,11 +252,10 @@ class _Evaluation:
         students = {
             role: self.models[role] for role in ("before", "student") if role in self.models
         }
-        with Rows(self.folder / "rows.jsonl") as rows:
-            found = fidelity(
-                answers, self.models["teacher"], students, rows, marks=self.marks,
-                progress=self.progress,
-            )  # fmt: skip
+        found = fidelity(
+            answers, self.models["teacher"], students, Rows(self.folder / "rows.jsonl"),
+            marks=self.marks, progress=self.progress,
+        )  # fmt: skip
         seed, after = self.settings.seed, found["student"]
         before = found.get("before")
         return {

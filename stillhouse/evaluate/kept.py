@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import DataError
-from stillhouse.files import whole_lines, write_whole
+from stillhouse.files import append_lines, whole_lines, write_whole
 
 __all__ = ["Rows", "kept", "weights_bytes", "weights_hash", "weights_parameters"]
 
@@ -79,6 +77,7 @@ class Rows:
     def __init__(self, path: Path) -> None:
         """Open it, making it where there is none; a torn last line is dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._rows: dict[str, npt.NDArray[np.float64]] = {}
         for number, line in enumerate(whole_lines(path), start=1):
             try:
@@ -89,7 +88,6 @@ class Rows:
                     "Delete the file; its figures are computed again",
                 ) from None  # fmt: skip
             self._rows[key] = np.array(row, dtype=np.float64)
-        self._file = path.open("ab")
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows
@@ -99,22 +97,8 @@ class Rows:
 
     def add(self, rows: Mapping[str, npt.NDArray[np.float64]]) -> None:
         """Keep rows; they are on the disk when this returns."""
-        lines = [json.dumps([key, row.tolist()]) + "\n" for key, row in rows.items()]
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_lines(self._path, (json.dumps([key, row.tolist()]) for key, row in rows.items()))
         self._rows.update(rows)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 def kept(

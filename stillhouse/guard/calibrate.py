@@ -28,7 +28,7 @@ from stillhouse.guard.settings import GuardSettings
 
 __all__ = ["Calibration", "conformal", "strata"]
 
-_VERSION = 2
+_VERSION = 3
 _VOLUMES = (8, 64, 512)
 """Events of an account at which strata of volume part: a few tries, a light user, a regular one, a
 program. 26 a day over a week, the reported campaigns' rate, lies in the third."""

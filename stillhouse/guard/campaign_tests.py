@@ -69,8 +69,8 @@ class Effort:
     draws: int
     rng: np.random.Generator
     lot: tuple[int, ...]
-    """Seed of which members enter, where they are many: the same in every test and every stage, as
-    a second look at others would be a second try."""
+    """Seed of which members enter, where they are many: the same at every stage of a test, as a
+    second look at others would be a second try."""
 
     def some(self, members: Ints) -> Ints:
         """At most `most_tested` of them, at random, in ascending order."""
@@ -239,8 +239,10 @@ def shared_test(family: str, members: Ints, reference: Reference, effort: Effort
     if held is None or len(members) < _FEWEST_ROWS or len(reference.free) < _FEWEST_POOL:
         return []
 
-    # so many groups at once that their keys take some 30 MB
-    each = len(members) * (1 + held.incidence[members].nnz / len(members))
+    # so many groups at once that their keys, or those of who is drawn, take some 30 MB
+    strata = _groups_by_size(members, reference).strata
+    keys = np.diff(held.incidence.indptr)
+    each = len(members) + max(keys[members].sum(), sum(n * keys[rows].mean() for n, rows in strata))
     at_once = max(1, int(_KEYS_AT_ONCE / each))
 
     def statistics(index: Ints) -> Floats:

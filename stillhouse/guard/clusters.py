@@ -150,17 +150,14 @@ def _by_content(
     keys = _carrying(population, table, group, pairs)
     table, group = table.chosen(keys), group[keys]
     everybody = _events_of_groups(population, table, group)
-    central = _central(population, table, group, everybody)
-    cohesive: dict[int, Cluster] = {}
-    for tried in (_cores(population, central, settings), _busiest(population, central)):
-        keep = _worth_testing(population, tried, settings)
-        keep = keep[~np.isin(keep, list(cohesive))]
-        found = _as_clusters(population, "content", table, group, tried, keep, frozen)
-        for number, cluster in zip(keep.tolist(), found, strict=True):
-            if cluster.cohesion >= settings.cohesion:
-                again = _again(population, everybody, number)
-                cohesive[number] = replace(cluster, again=again)
-    return [cohesive[number] for number in sorted(cohesive)]
+    pairs = _cores(population, _central(population, table, group, everybody), settings)
+    keep = _worth_testing(population, pairs, settings)
+    found = _as_clusters(population, "content", table, group, pairs, keep, frozen)
+    return [
+        replace(cluster, again=_again(population, everybody, number))
+        for number, cluster in zip(keep.tolist(), found, strict=True)
+        if cluster.cohesion >= settings.cohesion
+    ]
 
 
 def _by_infrastructure(
@@ -173,7 +170,7 @@ def _by_infrastructure(
         return []
     group = _grouped(table, population, settings, frozen)
     table, group = _enough_customers(table, group, population, settings)
-    pairs = _events_of_groups(population, table, group)
+    pairs = _founded(population, _events_of_groups(population, table, group))
     group, pairs = _joined(population, group, pairs, settings, frozen)
     keep = np.unique(group)
     return _as_clusters(population, "infrastructure", table, group, pairs, keep, frozen)
@@ -279,35 +276,58 @@ def _central(
     volume nor a popular phrase that many send now and then makes anybody a member: strangers who
     touch a template by such phrases fall off, however much they send. In the finding half.
     """
-    if not len(pairs):
-        return pairs
+    sender, home, own = _senders(population, pairs)
     events = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    of = (pairs >> np.uint64(32)).astype(np.int64)
-    slots, at = np.unique(
-        of * population.customers + population.customer[events], return_inverse=True
-    )
     finding = np.flatnonzero(~population.testing[events])
-    events, of, sender = events[finding], of[finding], at[finding]
-    own = np.maximum(np.bincount(sender, minlength=len(slots)), 1)
-    common, keys = np.zeros(len(table.keys) + 1), []
+    events, sender_of = events[finding], sender[finding]
+    of, each = home[sender_of], 1 / own[sender_of]
+    common = np.zeros(len(events))
     for number, kind in enumerate(table.kinds):
         ours = np.flatnonzero(table.kind == number)
         if not len(ours):
             continue
         order = ours[np.argsort(table.keys[ours])]
-        values = event_keys(population, kind, None)[events]
-        key = order[np.minimum(np.searchsorted(table.keys[order], values), len(order) - 1)]
-        key = np.where((table.keys[key] == values) & (group[key] == of), key, len(table.keys))
-        common += np.bincount(key, 1 / own[sender], len(common))
-        keys.append(key)
-    common[-1] = 0.0  # events that do not have a key of this kind
-    most = np.max([common[key] for key in keys], axis=0)
-    order = np.lexsort((most, of))
-    sizes = np.bincount(of)
-    middle = np.minimum(np.cumsum(sizes) - (sizes + 1) // 2, len(order) - 1)
-    usual = most[order][middle]
-    mean = np.bincount(sender, most, len(slots)) / own
-    return pairs[(mean >= _CENTRAL * usual[slots // population.customers])[at]]
+        values = event_keys(population, kind, events)
+        at = np.minimum(np.searchsorted(table.keys[order], values), len(order) - 1)
+        has = (table.keys[order[at]] == values) & (group[order[at]] == of)
+        customers = np.bincount(at[has], each[has], len(order))
+        common = np.maximum(common, np.where(has, customers[at], 0.0))
+    mean = np.bincount(sender_of, common, len(home)) / np.maximum(own, 1)
+    usual = _middles(of, common, home)
+    return pairs[(mean >= _CENTRAL * usual)[sender] & (own > 0)[sender]]
+
+
+def _senders(population: Population, pairs: Hashes) -> tuple[Ints, Ints, Ints]:
+    """Who sends in which group: (pairs,) the sender of each pair; (senders,) the sender's group,
+    and its events there in the finding half.
+    """
+    events = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    of = (pairs >> np.uint64(32)).astype(np.int64)
+    slots, at = np.unique(
+        of * population.customers + population.customer[events], return_inverse=True
+    )
+    own = np.bincount(at[~population.testing[events]], minlength=len(slots))
+    return at, slots // population.customers, own
+
+
+def _middles(
+    of: Ints, values: Ints | npt.NDArray[np.float64], home: Ints
+) -> npt.NDArray[np.float64]:
+    """For each of `home`, a group, the upper median of the values of that group; 0 without any."""
+    if not len(values):
+        return np.zeros(len(home))
+    order = np.lexsort((values, of))
+    first, last = (np.searchsorted(of[order], home, side) for side in ("left", "right"))
+    middle = values[order][np.minimum((first + last) // 2, len(order) - 1)]
+    return np.where(last > first, middle, 0.0)
+
+
+def _founded(population: Population, pairs: Hashes) -> Hashes:
+    """Only the events of customers with one of the group in the finding half: whoever is linked by
+    days that are tested would be selected by what is tested.
+    """
+    sender, _, own = _senders(population, pairs)
+    return pairs[(own > 0)[sender]]
 
 
 def _again(population: Population, pairs: Hashes, group: int) -> Ints:
@@ -321,43 +341,10 @@ def _cores(population: Population, pairs: Hashes, settings: GuardSettings) -> Ha
     """Only the events of customers who are at home in a group: who sent a phrase of it once, or a
     tenth of what its customers usually send, is a passer-by. Counted in the finding half.
     """
-    events = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    of = (pairs >> np.uint64(32)).astype(np.int64)
-    packed = of * population.customers + population.customer[events]
-    slots, at = np.unique(packed, return_inverse=True)
-    count = np.bincount(at[~population.testing[events]], minlength=len(slots))
-    home = slots // population.customers
-    regular = count >= settings.per_customer
-    order = np.lexsort((count, ~regular, home))  # regulars first, in order of their counts
-    groups = int(home.max()) + 1 if len(home) else 0
-    regulars = np.bincount(home[regular], minlength=groups)
-    first = np.searchsorted(home, np.arange(groups))
-    middle = count[order[np.minimum(first + regulars // 2, len(order) - 1)]]
-    core = regular & (count >= _PASSING * middle[home])
-    return pairs[core[at]]
-
-
-def _busiest(population: Population, pairs: Hashes) -> Hashes:
-    """Only the events of a group's busy customers: those with a tenth of what the sender of its
-    median event sends. A template of a few whom many strangers touch is found so, where neither
-    everybody nor the median customer coheres.
-    """
-    events = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    of = (pairs >> np.uint64(32)).astype(np.int64)
-    slots, at = np.unique(
-        of * population.customers + population.customer[events], return_inverse=True
-    )
-    count = np.bincount(at[~population.testing[events]], minlength=len(slots))
-    home = slots // population.customers
-    order = np.lexsort((count, home))
-    total = np.cumsum(count[order])
-    groups = int(home.max(initial=-1)) + 1
-    last = np.searchsorted(home, np.arange(groups), side="right")
-    ends = np.concatenate([[0], total])[last]
-    begins = np.concatenate([[0], ends[:-1]])
-    middle = np.searchsorted(total, (begins + ends) / 2)
-    busy = count >= _PASSING * count[order][np.minimum(middle, len(order) - 1)][home]
-    return pairs[busy[at]]
+    sender, home, own = _senders(population, pairs)
+    regular = own >= settings.per_customer
+    usual = _middles(home[regular], own[regular], home)
+    return pairs[(regular & (own >= _PASSING * usual))[sender]]
 
 
 def _worth_testing(population: Population, pairs: Hashes, settings: GuardSettings) -> Ints:
@@ -390,9 +377,7 @@ def _as_clusters(
     for number in keep:
         first, last = np.searchsorted(of, [number, number + 1])
         keys = table.chosen(group == number)
-        cluster = Cluster(
-            population, family, keys, (pairs[first:last] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        )
+        events = (pairs[first:last] & np.uint64(0xFFFFFFFF)).astype(np.int64)
         known = frozen.of(keys.keys) if frozen is not None else np.zeros(0, dtype=np.int64)
-        found.append(replace(cluster, benign=known))
+        found.append(Cluster(population, family, keys, events, known))
     return found

@@ -11,11 +11,10 @@ whether anything is a campaign was decided before; this only says how many there
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_matrix, diags_array
 from scipy.sparse.csgraph import connected_components
 
 from stillhouse.guard.clusters import Cluster
@@ -73,19 +72,23 @@ def join_wordings(population: Population, weighed: list[Evidence]) -> list[Evide
     traffic = population.traffic
     lot = np.argsort(traffic.fingerprint, kind="stable")  # at random, whatever the accounts' names
     everybody = traffic.sketches(lot[: 5 * _SAMPLE])
-    own = [traffic.sketches(_some(population, e.cluster.events)) for e in suspects]
-    inside = [_agreement(a[::2], a[1::2]) for a in own]
-    usual = [_agreement(a, everybody) for a in own]
-    links: list[tuple[int, int]] = []
-    for i, j in combinations(range(len(suspects)), 2):
-        between = _agreement(own[i], own[j])
-        alike = between >= _RESEMBLING * np.sqrt(inside[i] * inside[j])
-        if between > 0 and alike and between >= _BEYOND_ALL * max(usual[i], usual[j]):
-            links.append((i, j))
-    if not links:
+    samples = [traffic.sketches(_some(population, e.cluster.events)) for e in suspects]
+    halves = [*(s[::2] for s in samples), *(s[1::2] for s in samples)]
+    often = _how_often([*halves, everybody])
+    count, sizes = len(samples), np.array([len(half) for half in halves])
+    one, other, all_traffic = often[:count], often[count:-1], often[-1]
+    share = sizes[:count] / (sizes[:count] + sizes[count:])
+    own = diags_array(share) @ one + diags_array(1 - share) @ other
+    between = (own @ own.T).toarray()
+    inside = np.asarray(one.multiply(other).sum(axis=1)).ravel()
+    usual = (own @ all_traffic.T).toarray().ravel()
+    alike = between >= _RESEMBLING * np.sqrt(np.outer(inside, inside))
+    beyond = between >= _BEYOND_ALL * np.maximum.outer(usual, usual)
+    links = np.argwhere(np.triu((between > 0) & alike & beyond, 1))
+    if not len(links):
         return weighed
-    row, column = np.array(links).T
-    graph = coo_matrix((np.ones(len(links)), (row, column)), shape=(len(own), len(own)))
+    row, column = links.T
+    graph = coo_matrix((np.ones(len(links)), (row, column)), shape=(count, count))
     _, label = connected_components(graph, directed=False)
     joined = [
         _joined([e for e, mark in zip(suspects, label, strict=True) if mark == number])
@@ -100,16 +103,22 @@ def _some(population: Population, events: Ints) -> Ints:
     return events[lot[:_SAMPLE]]
 
 
-def _agreement(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> float:
-    """Mean resemblance (Jaccard's, as MinHash estimates it) of an event here and an event there."""
-    total = 0.0
-    for slot in range(one.shape[1]):
-        values, count = np.unique(one[:, slot], return_counts=True)
-        others, times = np.unique(other[:, slot], return_counts=True)
-        _, here, there = np.intersect1d(values, others, assume_unique=True, return_indices=True)
-        known = values[here] != _NOTHING
-        total += float((count[here] * times[there])[known].sum())
-    return total / (one.shape[1] * max(1, len(one)) * max(1, len(other)))
+def _how_often(samples: list[npt.NDArray[np.uint32]]) -> csr_matrix:
+    """(samples, values of slots) how often each value comes in the events of each sample.
+
+    The product of two rows is the mean resemblance (Jaccard's, as MinHash estimates it) of an event
+    of the one and an event of the other.
+    """
+    sizes = [len(sample) for sample in samples]
+    values = np.concatenate(samples)
+    slots = values.shape[1]
+    known = values != _NOTHING
+    keys = (np.arange(slots, dtype=np.uint64) << np.uint64(32)) | values
+    _, column = np.unique(keys[known], return_inverse=True)
+    sample = np.repeat(np.repeat(np.arange(len(sizes)), sizes), known.sum(axis=1))
+    share = 1 / (np.maximum(sizes, 1)[sample] * np.sqrt(slots))
+    shape = (len(sizes), int(column.max(initial=-1)) + 1)
+    return csr_matrix((share, (sample, column)), shape=shape)
 
 
 def _joined(parts: list[Evidence]) -> Evidence:

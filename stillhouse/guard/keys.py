@@ -121,8 +121,10 @@ class KeyTable:
         return sparse.csr_matrix((ones, (self.pair_customer, self.pair_key)), shape=shape)
 
 
-def event_keys(population: Population, kind: str, chosen: npt.NDArray[np.bool_] | None) -> Hashes:
-    """(events,) the key of one kind that each event has; 0 for none."""
+def event_keys(
+    population: Population, kind: str, chosen: npt.NDArray[np.bool_] | Ints | None
+) -> Hashes:
+    """(events,) the key of one kind that each event has, or each of those chosen; 0 for none."""
     columns = population.traffic.columns
     pick = slice(None) if chosen is None else chosen
     if kind.startswith("band"):

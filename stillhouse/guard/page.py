@@ -173,6 +173,13 @@ def _words(family: str, evidence: Sequence[Mapping[str, Any]]) -> str:
     return _FAMILIES.get(family, family)
 
 
+def _task(capability: str) -> str:
+    """A capability named leans beyond what benign traffic does; `other` is the lack of one."""
+    if capability == "other":
+        return "with no task that stands out"
+    return f"leaning to {capability.replace('_', ' ')}"
+
+
 def _full(one: Mapping[str, Any]) -> dict[str, Any]:
     volumes, members = one["volumes"], one["members"]
     most = max((day["exchanges"] for day in one["timeline"]), default=1)
@@ -182,7 +189,7 @@ def _full(one: Mapping[str, Any]) -> dict[str, Any]:
         "means": _DECISIONS.get(one["decision"], one["decision"]),
         "sentence": (
             f"{one['accounts']:,} accounts of {one['customers']:,} unrelated customers obtained "
-            f"{one['exchanges']:,} exchanges, whose task is {one['capability'].replace('_', ' ')}, "
+            f"{one['exchanges']:,} exchanges, {_task(one['capability'])}, "
             f"{each['p50']} each in the middle (nine in ten between {each['p5']} and "
             f"{each['p95']}). {_cover(volumes['share_of_their_traffic'])}"
         ),

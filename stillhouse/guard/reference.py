@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.sparse as sparse
 
 from stillhouse.guard.draws import Candidates
-from stillhouse.guard.hashing import Ints
+from stillhouse.guard.hashing import Ints, run_starts
 from stillhouse.guard.keys import KeyTable
 from stillhouse.guard.population import Population
 from stillhouse.guard.profiles import CLASSES, Streams
@@ -33,6 +33,8 @@ fell silent. An account with eighteen events a week is quiet for two days once i
 _SWITCH_HOURS = 6.0
 """Bins in which customers take up a new model; one reported campaign moved half of its traffic
 within a day."""
+_FEWEST_TOOK = 5
+"""Customers, of all, who take up a new model; a name that fewer use is a fine-tune of their own."""
 
 _ANYBODYS = "network"
 """The kind of key that strangers have in common: who writes one language lives in a few regions and
@@ -174,13 +176,15 @@ class Reference:
         slot = int(_SWITCH_HOURS * HOUR)
         slots = int((ends - begins) // slot) + 1
         model, pieces = traffic.columns["model"], []
-        for number in range(len(traffic.models)):
-            used = np.flatnonzero(model == number)
+        order = np.argsort(model, kind="stable")
+        for used in np.split(order, run_starts(model[order])[1:]):
             if traffic.time[used].min() < begins + int(24 * HOUR):
                 continue
             first = np.full(population.customers, np.iinfo(np.int64).max)
             np.minimum.at(first, population.customer[used], traffic.time[used])
             took = np.flatnonzero((first <= ends) & (population.lives[0] < first))
+            if len(took) < _FEWEST_TOOK:
+                continue
             table = np.zeros((population.customers, slots), dtype=np.float32)
             table[took, (first[took] - begins) // slot] = 1
             pieces.append(table)

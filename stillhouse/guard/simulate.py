@@ -143,14 +143,14 @@ def simulate(
             for day in range(spec.days):
                 work.write_day(day, out, keep, files, progress)
         kinds = work.write_truth(out)
-    except OSError as problem:
+    except BaseException as problem:  # half a range is none, and would be refused the next time
+        shutil.rmtree(out, ignore_errors=True)
+        if not isinstance(problem, OSError):
+            raise
         raise DataError(
             str(out), f"writing failed ({problem.strerror or problem})", "a disk that takes it",
             "Make room or choose another place",
         ) from problem  # fmt: skip
-    except KeyboardInterrupt:  # half a range is none, and would be refused the next time
-        shutil.rmtree(out)
-        raise
     progress.finish(
         f"{work.events} events, {work.own} of campaigns, {sum(kinds.values())} accounts"
     )

@@ -250,7 +250,7 @@ def _canonical(
     rank[by_print] = np.arange(len(names))
     account = rank[account]
     order = np.lexsort((print_of, time, account))
-    columns["model"] = model.astype(np.int16)
+    columns["model"] = model
     for name in list(columns):
         columns[name] = columns[name][order]
     return Traffic(

@@ -92,7 +92,7 @@ CASES = {"twin": twin_case, "watermark": watermark_case, "identity": identity_ca
 def page_of(folder, case, more=None):
     """(the page, its evidence) of a case."""
     found = sealed(folder, *case) | (more or {})
-    return write_page(folder, found, case[0]).read_text("utf-8"), found
+    return write_page(folder, found).read_text("utf-8"), found
 
 
 class Text(Page):
@@ -233,7 +233,7 @@ def test_a_refused_watermark_shows_its_p_value_as_none_to_be_read(tmp_path, page
     found |= {"verdict": words.REFUSED, "p_value": None}
     case = watermark_case()
     sealed(tmp_path, *case)
-    text = text_of(write_page(tmp_path, found, case[0]).read_text("utf-8"))
+    text = text_of(write_page(tmp_path, found).read_text("utf-8"))
     assert "not to be read: the check above failed" in text
     assert "decoy keys do not behave" in text
 
@@ -246,7 +246,7 @@ def test_each_kind_of_twin_and_access_is_explained_as_what_it_is(tmp_path, kind,
     told = plan | {"twins": kind, "access": access, "prefix_tokens": 16}
     path = tmp_path / "sealed" / "plan.json"
     path.write_text(json.dumps(told))
-    text = text_of(write_page(tmp_path, found, told).read_text("utf-8"))
+    text = text_of(write_page(tmp_path, found).read_text("utf-8"))
     says = {
         "escrowed": "A secret fair coin said which", "of a store": "a twin that went to nobody",
         "drawn later": "as long as the teacher is unchanged",
@@ -267,7 +267,7 @@ def test_reading_and_generation_are_explained_apart(tmp_path, pages):
     read = [{"number": s["number"], "predicted": s["ids"], "tokenizer": "t1:words"} for s in served]
     lines = {"prompts": case[1]["prompts"], "served": served, "readings": read}
     found = sealed(tmp_path / "read", plan, lines, case[2], ("prompts", "served"))
-    text = text_of(write_page(tmp_path / "read", found, plan).read_text("utf-8"))
+    text = text_of(write_page(tmp_path / "read", found).read_text("utf-8"))
     assert "The suspect read text that had been served under the key" in text
     assert "stood earlier in the text just read" in text
 
@@ -374,7 +374,7 @@ def test_figures_nobody_laid_out_are_a_plain_table(tmp_path, pages, test):
     found["family"] = {"tests": 3, "holm_p_value": 0.0456, "kind": "declared"}
     deep = {"twin": "mean_difference", "watermark": "decoys", "identity": "rank"}[test]
     found["secondary"][deep]["deeper"] = 0.0789
-    text = text_of(write_page(tmp_path, found, case[0]).read_text("utf-8"))
+    text = text_of(write_page(tmp_path, found).read_text("utf-8"))
     for shown in (
         "later, p value", "0.0321", "later, by", "1, 2.5, none", "odd, 1, a", "−0.125", "0.5",
         "0.25 to 0.75", "by hand", "new", "yes", "0.0456", "declared",
@@ -390,12 +390,12 @@ def test_missing_figures_leave_a_page(tmp_path, test):
     found = sealed(tmp_path, *case)
     for key in [*found["secondary"], None]:
         kept = {k: v for k, v in found["secondary"].items() if key is not None and k != key}
-        page = write_page(tmp_path, found | {"secondary": kept}, case[0]).read_text("utf-8")
+        page = write_page(tmp_path, found | {"secondary": kept}).read_text("utf-8")
         assert Page(page).open == []
         assert "What was found" in page
     if test == "twin":
         bare = {k: v for k, v in found.items() if k != "differences"}
-        text = text_of(write_page(tmp_path, bare, case[0]).read_text("utf-8"))
+        text = text_of(write_page(tmp_path, bare).read_text("utf-8"))
         assert "The evidence holds no differences" in text
 
 
@@ -476,7 +476,7 @@ def test_hostile_answers_controls_and_reasons_are_escaped(tmp_path):
     found["excluded"] = {HOSTILE: 1}
     found["cannot"] = [HOSTILE]
     found["secondary"][HOSTILE] = HOSTILE
-    page = write_page(tmp_path, found, plan).read_text("utf-8")
+    page = write_page(tmp_path, found).read_text("utf-8")
     assert "<script" not in page
     assert "\x1b" not in page
     assert "␛[31m" in page
@@ -493,13 +493,13 @@ def test_withheld_lines_are_said_to_be(tmp_path):
             lambda file, line: file == "answers" and line.get("role", "suspect") == "suspect",
         )  # fmt: skip
         assert count
-        page = write_page(tmp_path / f"{name}-copy", found, case[0]).read_text("utf-8")
+        page = write_page(tmp_path / f"{name}-copy", found).read_text("utf-8")
         assert "withheld from this copy" in text_of(page)
         assert "I am ChatGPT.</p>" not in page
     assert '<rect class="column"' not in (tmp_path / "mark-copy" / "report.html").read_text()
     secret = tmp_path / "secret"
     redact(tmp_path / "mark", secret, lambda file, line: False, secrets=True)
-    page = write_page(secret, sealed(tmp_path / "again", *mark), mark[0]).read_text("utf-8")
+    page = write_page(secret, sealed(tmp_path / "again", *mark)).read_text("utf-8")
     assert "the key are withheld from this copy" in text_of(page)
     assert mark[2]["key"] not in page
 
@@ -514,8 +514,7 @@ def test_the_page_of_an_escrowed_audit_on_a_scripted_model(escrowed: Path, tmp_p
     )  # fmt: skip
     for number, one in enumerate(found, start=1):
         folder = tmp_path / str(number)
-        plan = json.loads((folder / "sealed" / "plan.json").read_text())
-        path = write_page(folder, one, plan)
+        path = write_page(folder, one)
         assert path == folder / "report.html"
         assert sorted(p.name for p in folder.iterdir()) == ["contest", "report.html", "sealed"]
         text = text_of(path.read_text("utf-8"))
@@ -532,15 +531,8 @@ def test_a_folder_without_a_seal_has_no_page(tmp_path):
     found = sealed(tmp_path, plan, lines)
     (tmp_path / "sealed" / "seal.json").unlink()
     with pytest.raises(DataError, match=r"seal\.json"):
-        write_page(tmp_path, found, plan)
+        write_page(tmp_path, found)
     assert not (tmp_path / "report.html").exists()
-
-
-def test_a_plan_that_is_not_the_bundles_is_refused(tmp_path):
-    plan, lines, _, _ = twin_case()
-    found = sealed(tmp_path, plan, lines)
-    with pytest.raises(DataError, match="another plan"):
-        write_page(tmp_path, found, plan | {"alpha": 0.05})
 
 
 @pytest.mark.parametrize("change", [{"test": "sign"}, {"test": "identity"}])
@@ -548,7 +540,7 @@ def test_evidence_of_another_test_has_no_page(tmp_path, change):
     plan, lines, _, _ = twin_case()
     found = sealed(tmp_path, plan, lines)
     with pytest.raises(EvidenceError, match="one of twin, watermark, identity"):
-        write_page(tmp_path, found | change, plan)
+        write_page(tmp_path, found | change)
 
 
 def test_the_page_is_written_without_torch(tmp_path):
@@ -564,9 +556,8 @@ def test_the_page_is_written_without_torch(tmp_path):
         "from pathlib import Path\n"
         "from stillhouse.audit.page import write_page\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        "read = {n: json.loads((folder / 'sealed' / f'{n}.json').read_text())"
-        " for n in ('evidence', 'plan')}\n"
-        "print(write_page(folder, **read).name)"
+        "read = json.loads((folder / 'sealed' / 'evidence.json').read_text())\n"
+        "print(write_page(folder, read).name)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "report.html"

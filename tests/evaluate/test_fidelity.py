@@ -272,7 +272,8 @@ def test_a_known_language_is_measured_at_its_known_entropy(tmp_path):
         )
         for number in range(12)
     ]
-    with open_model("scripted:bigram") as model, Rows(tmp_path / "rows.jsonl") as rows:
+    rows = Rows(tmp_path / "rows.jsonl")
+    with open_model("scripted:bigram") as model:
         answers, _ = draw(model, requests, tmp_path / "store", Silent(), "asking", top_logprobs=1)
         found = fidelity(
             answers, model, {"student": model}, rows,

@@ -15,26 +15,23 @@ from stillhouse.evaluate.kept import Rows, kept, weights_bytes, weights_hash
 
 def test_rows_come_back_bit_for_bit(tmp_path):
     row = np.random.default_rng(0).random(96) * 1e3
-    with Rows(tmp_path / "deep" / "rows.jsonl") as rows:
-        rows.add({"a": row, "b": row + 1})
-    with Rows(tmp_path / "deep" / "rows.jsonl") as rows:
-        assert "a" in rows
-        assert "c" not in rows
-        assert np.array_equal(rows["a"], row)
-        assert np.array_equal(rows["b"], row + 1)
+    Rows(tmp_path / "deep" / "rows.jsonl").add({"a": row, "b": row + 1})
+    rows = Rows(tmp_path / "deep" / "rows.jsonl")
+    assert "a" in rows
+    assert "c" not in rows
+    assert np.array_equal(rows["a"], row)
+    assert np.array_equal(rows["b"], row + 1)
 
 
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with Rows(path) as rows:
-        rows.add({"a": np.ones(3)})
+    Rows(path).add({"a": np.ones(3)})
     with path.open("ab") as file:
         file.write(b'["b", [1.0, 2.')
-    with Rows(path) as rows:
-        assert "b" not in rows
-        rows.add({"b": np.zeros(3)})
-    with Rows(path) as rows:
-        assert np.array_equal(rows["b"], np.zeros(3))
+    rows = Rows(path)
+    assert "b" not in rows
+    rows.add({"b": np.zeros(3)})
+    assert np.array_equal(Rows(path)["b"], np.zeros(3))
 
 
 def test_damage_in_the_middle_is_refused_with_its_line(tmp_path):
@@ -64,8 +61,8 @@ def test_rows_acknowledged_before_a_kill_are_there(tmp_path):
     acknowledged += [int(line) for line in child.stdout.read().split("\n")[:-1] if line]
     child.wait()
     child.stdout.close()
-    with Rows(path) as rows:
-        assert all(rows[str(i)][0] == i for i in acknowledged)
+    rows = Rows(path)
+    assert all(rows[str(i)][0] == i for i in acknowledged)
 
 
 def test_results_are_made_again_only_when_inputs_change(tmp_path):

@@ -217,6 +217,17 @@ def test_taking_up_a_new_model_together_is_told_from_a_rush_on_its_release(tmp_p
         assert (found.p_value <= 0.002) == together
 
 
+def test_models_of_single_customers_are_no_new_model(tmp_path: Path) -> None:
+    """A fine-tune each: 33,000 names, more than 16 bits hold, and no memory for each."""
+    week = Traffic(5)
+    owner = np.repeat(week.benign(3000, mean=2), 11)
+    time = 2 * 86_400 + week.rng.uniform(0, 4 * 86_400, len(owner))
+    week.add(owner, time, model=np.array([f"ft-{i}" for i in range(len(owner))]))
+    population = populate(read_traffic(week.write(tmp_path)), GuardSettings())
+    everybody = np.ones(population.customers, dtype=bool)
+    assert reference_of(population, everybody).switches is None
+
+
 def test_too_few_customers_or_too_few_others_are_not_tested(population: Population) -> None:
     few = np.arange(3)
     everybody = reference_of(population, np.ones(population.customers, dtype=bool))

@@ -134,6 +134,29 @@ def _head_of(week: Traffic, members: np.ndarray) -> np.uint64:
     return values[count.argmax()]
 
 
+def test_guests_whose_only_link_is_on_the_days_that_are_tested_join_no_cluster(
+    tmp_path: Path,
+) -> None:
+    """Eight organisers at a venue's exits, and forty guests in a workshop there on one day."""
+    week = Traffic(3)
+    week.benign(900)
+    organisers, guests = week.people(8, "organiser"), week.people(40, "guest")
+    owner = np.repeat(np.concatenate([organisers, guests]), 15)
+    week.add(owner, week.human_times(owner))
+    exits = week.hashes(3)
+    owner = np.repeat(organisers, 12)
+    day = week.rng.choice([0, 2], len(owner))  # of the finding half
+    at = exits[week.rng.integers(0, 3, len(owner))]
+    hours = week.rng.uniform(9, 18, len(owner))
+    week.add(owner, (day * 24 + hours) * 3600, network=at, address=at)
+    owner = np.repeat(guests, 8)
+    at = exits[week.rng.integers(0, 3, len(owner))]
+    wrapper = np.full(len(owner), week.hashes(1)[0])
+    hours = 72 + week.rng.uniform(10, 15, len(owner))  # of the testing half
+    week.add(owner, hours * 3600, network=at, address=at, head=wrapper)
+    assert not any(called(scan_of(week, tmp_path), week).values())
+
+
 def test_an_office_with_evidence_of_its_own_ranks_below_a_campaign(tmp_path: Path) -> None:
     week = benign_week(25)
     week.office(80)
