@@ -137,20 +137,22 @@ def simulate(
     out.mkdir(parents=True, exist_ok=True)
     (out / "logs").mkdir()
     progress.start("simulating traffic", expected.events, "events")
+    whole = False
     try:
         (out / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", "utf-8")
         with _exchanges(out) as keep, _prompt_files(out, spec) as files:
             for day in range(spec.days):
                 work.write_day(day, out, keep, files, progress)
         kinds = work.write_truth(out)
-    except BaseException as problem:  # half a range is none, and would be refused the next time
-        shutil.rmtree(out, ignore_errors=True)
-        if not isinstance(problem, OSError):
-            raise
+        whole = True
+    except OSError as problem:
         raise DataError(
             str(out), f"writing failed ({problem.strerror or problem})", "a disk that takes it",
             "Make room or choose another place",
         ) from problem  # fmt: skip
+    finally:
+        if not whole:  # half a range is none, and would be refused the next time
+            shutil.rmtree(out, ignore_errors=True)
     progress.finish(
         f"{work.events} events, {work.own} of campaigns, {sum(kinds.values())} accounts"
     )
