@@ -1,6 +1,6 @@
 """The whole story in one run: a campaign is simulated, found, and its student is recognised.
 
-    make story                                             some 15 minutes on two cores
+    make story                                             some 20 minutes on two cores
     python examples/whole_story.py --seed 8 --out runs/story-8
 
 A provider's week is simulated: some 2,400 benign accounts, and one campaign of 30 accounts that
