@@ -114,9 +114,12 @@ def _litellm(line: Mapping[str, Any]) -> LogRecord:
         payment=_known(known, "payment") if known else None,
         device=_known(known, "device") if known else None,
         channel=_known(known, "channel") if known else None,
-        signup=_first(known, "signup_time signup account_created_at") if known else None,
+        signup=_first(known, _SIGNUP) if known else None,
         answer=get("response"),
     )  # fmt: skip
+
+
+_SIGNUP = ("signup_time", "signup", "account_created_at")
 
 
 def _known(known: Mapping[str, Any], field: str) -> str | None:
@@ -172,7 +175,7 @@ def _is_anthropic(line: Mapping[str, Any]) -> bool:
     )
 
 
-def _pair(line: Mapping[str, Any], used: tuple[str, str]) -> LogRecord:
+def _pair(line: Mapping[str, Any], used: tuple[tuple[str, ...], tuple[str, ...]]) -> LogRecord:
     """What both forms have in common; `used` names the counts in the response's `usage`."""
     asked, answered = _request_of(line), _response_of(line)
     meta = _object(line.get("metadata")) if asked is not line else {}
@@ -195,8 +198,8 @@ def _pair(line: Mapping[str, Any], used: tuple[str, str]) -> LogRecord:
         output_tokens=count_of(_first(usage, used[1])),
         cost_usd=cost_of(found.get("cost_usd")),
         parameters=_flat_parameters(line) if asked is line else _parameters(asked),
-        messages=_first(asked, "messages input prompt"),
-        system=_first(asked, "system instructions"),
+        messages=_first(asked, ("messages", "input", "prompt")),
+        system=_first(asked, ("system", "instructions")),
         tools=asked.get("tools") or asked.get("functions"),
         address=name_of(found.get("address")),
         user_agent=name_of(found.get("user_agent") or headers.get("user-agent")),
@@ -216,8 +219,12 @@ def _flat_parameters(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: line[name] for name in _FLAT if name in line}
 
 
-def _first(values: Mapping[str, Any], names: str) -> Any:
-    return next((values[n] for n in names.split() if values.get(n) is not None), None)
+def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    for name in names:
+        value = values.get(name)
+        if value is not None:
+            return value
+    return None
 
 
 def _found(line: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,12 +246,12 @@ def _names_in(keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 def _openai(line: Mapping[str, Any]) -> LogRecord:
     """A request to /chat/completions, /completions or /responses, with its response."""
-    return _pair(line, ("prompt_tokens input_tokens", "completion_tokens output_tokens"))
+    return _pair(line, (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")))
 
 
 def _anthropic(line: Mapping[str, Any]) -> LogRecord:
     """A request to /messages, with its response."""
-    record = _pair(line, ("input_tokens", "output_tokens"))
+    record = _pair(line, (("input_tokens",), ("output_tokens",)))
     usage = _object(_response_of(line).get("usage"))
     cached = [count_of(usage.get(f"cache_{how}_input_tokens")) for how in ("read", "creation")]
     if record.input_tokens is not None:  # the API counts cached tokens apart

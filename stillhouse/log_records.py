@@ -178,6 +178,8 @@ def account_of(value: Any) -> str:
     account = name_of(value)
     if account is None:
         raise BadLine("no account")
+    if account.isascii() and len(account) <= ACCOUNT_BYTES:  # nearly all
+        return account
     if len(account.encode("utf-8", "surrogatepass")) > ACCOUNT_BYTES:
         raise BadLine(f"account name over {ACCOUNT_BYTES} bytes")
     return account.encode("utf-8", "replace").decode()  # half a surrogate pair fits no column

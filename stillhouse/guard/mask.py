@@ -94,26 +94,25 @@ def _without_spans(data: Bytes, ends: Ints, mark: int, least: int) -> Bytes:
     text = np.searchsorted(ends, opens)
     rank = np.arange(text.size) - np.searchsorted(text, text)
     number = np.bincount(text, minlength=ends.size)[text]
-    begins = (rank % 2 == 0) & (rank + 1 < number)
-    begin = np.flatnonzero(begins)
-    change = np.zeros(data.size + 1, np.int8)
-    change[opens[begin]] = 1
-    change[closes[begin + 1]] -= 1
-    inside = np.cumsum(change[:-1], dtype=np.int8).view(bool)
-    data[inside] = _SPACE
-    data[opens[begin]] = _HELD
+    begin = np.flatnonzero((rank % 2 == 0) & (rank + 1 < number))
+    opened = opens[begin]
+    data[_ranges(opened, closes[begin + 1] - opened)] = _SPACE
+    data[opened] = _HELD
     return data
+
+
+def _ranges(begins: Ints, sizes: Ints) -> Ints:
+    """All places of ranges, one range after the other."""
+    return np.arange(sizes.sum()) + np.repeat(begins - np.cumsum(sizes) + sizes, sizes)
 
 
 def _words(data: Bytes, ends: Ints, unspaced: Ints) -> Masked:
     letter = _LETTERS[data]
     held = data == _HELD
     letter |= held
-    before = np.empty_like(letter)
-    before[0] = False
-    before[1:] = letter[:-1]
-    start = letter & ~before
-    start |= held
+    turns = np.flatnonzero(letter[1:] != letter[:-1]) + 1  # a run's beginning, its end, ...
+    start = held
+    start[turns[::2]] = True  # the buffer begins with a space and ends with a mark
     start[unspaced] |= letter[unspaced]
     start[unspaced + 3] |= letter[unspaced + 3]
     starts = np.flatnonzero(start)
@@ -121,10 +120,12 @@ def _words(data: Bytes, ends: Ints, unspaced: Ints) -> Masked:
         nothing = np.zeros(0, np.int64)
         texts = np.zeros(ends.size + 1, np.int64)
         return Masked(np.zeros(PAD, np.uint8), texts, nothing, nothing, texts)
-    sizes = np.add.reduceat(letter.view(np.uint8), starts, dtype=np.int64)
+    stops = np.append(starts[1:], data.size)
+    stops[np.searchsorted(starts, turns[1::2]) - 1] = turns[1::2]
+    sizes = stops - starts
     kind = _placeholders(data, starts, sizes)
-    kind[held[starts]] = _HELD
-    text = np.searchsorted(ends, starts)
+    kind[data[starts] == _HELD] = _HELD
+    text = np.repeat(np.arange(ends.size), np.diff(np.searchsorted(starts, ends), prepend=0))
     kept = np.ones(starts.size, bool)
     kept[1:] = (kind[1:] == 0) | (kind[1:] != kind[:-1]) | (text[1:] != text[:-1])
     return _compact(data, letter, starts, sizes, kind, kept, text, ends.size)
@@ -174,19 +175,20 @@ def _compact(
 
     `keep` says which bytes are of words; it and `data` are used up. `number` is of texts.
     """
-    spaced = starts[kept & ~keep[starts - 1]] - 1
+    space = kept & ~keep[starts - 1]
+    spaced = starts[space] - 1
     other = np.flatnonzero(kind)
-    first, size = starts[other], sizes[other]
-    keep[np.arange(size.sum()) + np.repeat(first - np.cumsum(size) + size, size)] = False
+    first = starts[other]
+    keep[_ranges(first, sizes[other])] = False
     keep[first[kept[other]]] = True
     data[first] = kind[other]
     keep[spaced] = True
     data[spaced] = _SPACE
-    place = np.cumsum(keep, dtype=np.int64)
-    total = int(place[-1])
+    size = np.where(kind > 0, 1, sizes)[kept]
+    stops = np.cumsum(size + space[kept])
+    own, total = stops - size, int(stops[-1])
     out = np.zeros(total + PAD, np.uint8)
     out[:total] = data[keep]
-    own = place[starts[kept]] - 1
     words = np.searchsorted(text[kept], np.arange(number + 1))
-    begins = np.append(own - (out[own - 1] == _SPACE) * (own > 0), total)
-    return Masked(out, begins[words], own, np.where(kind > 0, 1, sizes)[kept], words)
+    begins = np.append(own - space[kept], total)
+    return Masked(out, begins[words], own, size, words)

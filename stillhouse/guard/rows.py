@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from stillhouse.guard.key import NOTHING, FieldHash
 from stillhouse.guard.mask import capped, mask
 from stillhouse.guard.shape import Facts, Shapes, signs_of
 from stillhouse.guard.sketch import Sketcher, windows
-from stillhouse.guard.turns import Turn, canonical, newest_turn, tool_marks
+from stillhouse.guard.turns import UNREADABLE, Turn, canonical, newest_turn, tool_marks
 from stillhouse.log_records import BadLine, LogRecord, time_of
 
 __all__ = ["Rows", "network_of"]
@@ -30,6 +31,10 @@ _CHARACTERS = 2**19
 _REMEMBERED = 65_536
 _NO_TURN = Turn("", 0, "", 0)
 _LONGEST_ADDRESS = 64
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_DOTTED = re.compile(rf"({_OCTET}\.{_OCTET}\.{_OCTET})\.{_OCTET}")
+_LONGEST_REMEMBERED = 1024
+_Sent = tuple[bytes, float | None, float | None, int | None]
 _HASHED = (
     "organisation", "address", "network", "user_agent", "payment", "device", "channel", "request",
     "session", "parameters", "tools", "whole", "system",
@@ -42,6 +47,9 @@ _PLAIN = (
 
 def network_of(address: str) -> str | None:
     """The /24 or /48 that an address lies in; None for what is no address."""
+    dotted = _DOTTED.fullmatch(address)  # most are, and `ipaddress` takes ten times as long
+    if dotted is not None:
+        return f"{dotted[1]}.0/24"
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -61,6 +69,8 @@ class Rows:
         self._sketcher, self._shapes = Sketcher(key), Shapes()
         self._networks: dict[str, str | None] = {}
         self._systems: dict[bytes, bytes] = {}
+        self._origins: dict[tuple[str | None, ...], tuple[bytes, ...]] = {}
+        self._parameters: dict[bytes, _Sent] = {}
         self._signups: dict[str, int] = {}
         self.notes: Counter[str] = Counter()
         """What was left out of rows that were kept, by reason."""
@@ -88,45 +98,67 @@ class Rows:
         has_text = record.messages is not None
         turn = newest_turn(record.messages, record.system) if has_text else _NO_TURN
         data = turn.text.encode("utf-8", "surrogatepass")
-        self._hashes.append(self._hashed(record, turn, data))
-        sent = record.parameters or {}
+        parameters, temperature, top_p, limit = self._sent(record.parameters)
+        request, session = record.request, record.session
+        tools = record.tools
+        of = self._hash
+        self._hashes.append((
+            *self._origin(record),
+            _of_text(of["request"], request), _of_text(of["session"], session), parameters,
+            of["tools"].of(canonical(tools)) if tools else NOTHING,
+            of["whole"].of(data), self._system(turn.system),
+        ))  # fmt: skip
         self._plain.append((
             record.account, record.time_us, _printable(record.model), record.input_tokens,
             record.output_tokens, len(data) if has_text else None,
             min(turn.before, 32_767) if has_text else None, record.cost_usd,
-            _real(sent.get("temperature")), _real(sent.get("top_p")), _limit(sent),
-            self._signup(record.signup), file, offset,
+            temperature, top_p, limit, self._signup(record.signup), file, offset,
         ))  # fmt: skip
         text = capped(turn.text)
         self._texts.append(text)
-        self._marks.append(turn.marks | tool_marks(record.tools) if record.tools else turn.marks)
+        self._marks.append(turn.marks | tool_marks(tools) if tools else turn.marks)
         self._characters += len(text)
 
-    def _hashed(self, record: LogRecord, turn: Turn, data: bytes) -> tuple[bytes, ...]:
-        """The hashes of `_HASHED`, in its order."""
-        of = self._hash
-        address = record.address.split(",", 1)[0].strip() if record.address else None
-        sent = record.parameters
-        if sent is not None and "seed" in sent:  # it changes where nothing else does
-            sent = {name: value for name, value in sent.items() if name != "seed"}
-        return (
-            of["organisation"].name(record.organisation), of["address"].name(address),
-            of["network"].name(self._network(address) if address else None),
-            of["user_agent"].name(record.user_agent), of["payment"].name(record.payment),
-            of["device"].name(record.device), of["channel"].name(record.channel),
-            _of_text(of["request"], record.request), _of_text(of["session"], record.session),
-            NOTHING if sent is None else of["parameters"].of(canonical(sent)),
-            of["tools"].of(canonical(record.tools)) if record.tools else NOTHING,
-            of["whole"].of(data), self._system(turn.system),
+    def _origin(self, record: LogRecord) -> tuple[bytes, ...]:
+        """The hashes of who asked from where, the first of `_HASHED`: accounts come again."""
+        names = (
+            record.organisation, record.address, record.user_agent, record.payment,
+            record.device, record.channel,
         )  # fmt: skip
+        found = self._origins.get(names)
+        if found is None:
+            of, address = self._hash, record.address
+            address = address.split(",", 1)[0].strip() if address else None
+            found = (
+                of["organisation"].name(record.organisation), of["address"].name(address),
+                of["network"].name(self._network(address) if address else None),
+                of["user_agent"].name(record.user_agent), of["payment"].name(record.payment),
+                of["device"].name(record.device), of["channel"].name(record.channel),
+            )  # fmt: skip
+            if sum(len(name) for name in names if name) <= _LONGEST_REMEMBERED:
+                _remember(self._origins, names, found)
+        return found
+
+    def _sent(self, sent: Mapping[str, Any] | None) -> _Sent:
+        """Of the parameters: their hash without the seed, temperature, top_p, limit of tokens."""
+        if sent is None:
+            return NOTHING, None, None, None
+        if "seed" in sent:  # it changes where nothing else does
+            sent = {name: value for name, value in sent.items() if name != "seed"}
+        form = canonical(sent)
+        found = self._parameters.get(form)
+        if found is None:
+            hashed = self._hash["parameters"].of(form)
+            found = hashed, _real(sent.get("temperature")), _real(sent.get("top_p")), _limit(sent)
+            if len(form) <= _LONGEST_REMEMBERED and form != UNREADABLE:
+                _remember(self._parameters, form, found)
+        return found
 
     def _network(self, address: str) -> str | None:
         if len(address) > _LONGEST_ADDRESS:
             return None
         if address not in self._networks:
-            if len(self._networks) >= _REMEMBERED:
-                self._networks.clear()
-            self._networks[address] = network_of(address)
+            _remember(self._networks, address, network_of(address))
         return self._networks[address]
 
     def _system(self, text: str) -> bytes:
@@ -149,10 +181,8 @@ class Rows:
         except BadLine:
             self.notes["signup time unreadable"] += 1
             return None
-        if len(self._signups) >= _REMEMBERED:
-            self._signups.clear()
         if isinstance(value, str):
-            self._signups[value] = found  # a time that was read is short
+            _remember(self._signups, value, found)  # a time that was read is short
         return found
 
     # ---- out ----
@@ -198,6 +228,12 @@ class Rows:
             for known, begin, end in zip(self._unknown, ends[:-1], ends[1:], strict=True):
                 self._systems[known] = self._hash["system"].of(data[begin:end])
         return [NOTHING if known == NOTHING else self._systems[known] for known in exact]
+
+
+def _remember(known: dict[Any, Any], name: Any, value: Any) -> None:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[name] = value
 
 
 def _of_text(field: FieldHash, text: str | None) -> bytes:

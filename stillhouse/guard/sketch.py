@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from stillhouse.guard.events import SKETCH_SLOTS
 from stillhouse.guard.key import NOTHING, FieldHash, derived
-from stillhouse.guard.mask import Bytes, Masked
+from stillhouse.guard.mask import Bytes, Ints, Masked
 
 __all__ = ["END_WORDS", "NGRAM_BYTES", "Sketcher", "similarity", "windows"]
 
@@ -28,7 +28,7 @@ NGRAM_BYTES = 8
 
 Words64 = npt.NDArray[np.uint64]
 _SLOT_BITS = SKETCH_SLOTS.bit_length() - 1
-_EMPTY = np.uint32(0xFFFFFFFF)
+_EMPTY, _ONE = np.uint32(0xFFFFFFFF), np.uint64(1)
 # A borrowed value is moved by its distance, so that it only equals one borrowed as far. Odd, ours.
 _BORROWED = np.uint32(0x9E3779B1)
 
@@ -82,33 +82,39 @@ class Sketcher:
             masked: the texts.
             grams: `windows` of their buffer.
         """
-        begin, size = masked.texts[:-1], np.diff(masked.texts)
-        number = np.where(size > 0, np.maximum(size - NGRAM_BYTES + 1, 1), 0)
-        row = np.repeat(np.arange(size.size), number)
-        at = np.arange(row.size) + np.repeat(begin - (np.cumsum(number) - number), number)
-        gram = grams[at]
+        size = np.diff(masked.texts)
+        gram = grams[: masked.texts[-1]].copy()
         short = np.flatnonzero((size > 0) & (size < NGRAM_BYTES))
-        if short.size:  # their one window reaches into the next text
-            place = (np.cumsum(number) - number)[short]
-            gram[place] &= (np.uint64(1) << (8 * size[short]).astype(np.uint64)) - np.uint64(1)
+        # their one window reaches into the next text
+        gram[masked.texts[short]] &= (_ONE << (8 * size[short]).astype(np.uint64)) - _ONE
         mixed = self._mixed(gram)
-        slot = (mixed >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
-        slot += row * SKETCH_SLOTS
         value = (mixed >> np.uint64(64 - _SLOT_BITS - 32)).astype(np.uint32)
         np.minimum(value, _EMPTY - np.uint32(1), out=value)
+        value[_past_windows(masked.texts, size)] = _EMPTY
+        mixed >>= np.uint64(64 - _SLOT_BITS)
+        slot = mixed.view(np.int64)
+        slot += np.repeat(np.arange(0, size.size * SKETCH_SLOTS, SKETCH_SLOTS), size)
         found = np.full(size.size * SKETCH_SLOTS, _EMPTY, np.uint32)
         np.minimum.at(found, slot, value)
         return _filled(found.reshape(size.size, SKETCH_SLOTS))
 
     def _mixed(self, gram: Words64) -> Words64:
-        """A permutation of 64-bit numbers that the key chooses."""
+        """A permutation of 64-bit numbers that the key chooses; `gram` is used up."""
         with np.errstate(over="ignore"):
-            gram = (gram ^ self._add) * self._mix
+            gram ^= self._add
+            gram *= self._mix
             gram ^= gram >> np.uint64(31)
             gram *= self._again
             gram ^= gram >> np.uint64(29)
             gram *= self._mix
         return gram
+
+
+def _past_windows(texts: Ints, size: Ints) -> Ints:
+    """Places in the buffer where no n-gram of a text begins: its end, but for its first byte."""
+    last = np.minimum(NGRAM_BYTES - 1, np.maximum(size - 1, 0))
+    steps = np.arange(1, NGRAM_BYTES)
+    return (texts[1:, None] - steps)[steps <= last[:, None]]
 
 
 def _filled(sketch: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:

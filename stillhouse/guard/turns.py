@@ -13,11 +13,16 @@ from typing import Any, NamedTuple
 
 import orjson
 
-__all__ = ["COMPUTER", "IMAGE", "RESULT", "TOOLS", "Turn", "canonical", "newest_turn", "tool_marks"]
+__all__ = [
+    "COMPUTER", "IMAGE", "RESULT", "TOOLS", "UNREADABLE", "Turn", "canonical", "newest_turn",
+    "tool_marks",
+]  # fmt: skip
 
 IMAGE, RESULT, TOOLS, COMPUTER = 1, 2, 4, 8
 """Marks: the newest turn has an image; it has a tool's result; the request offers tools; one of
 them moves a mouse or a browser."""
+UNREADABLE = b'"unreadable"'
+"""The canonical form of all that no JSON can hold."""
 
 _TEXTS = frozenset(["text", "input_text", "output_text"])
 _IMAGES = frozenset(["image", "image_url", "input_image"])
@@ -152,4 +157,4 @@ def canonical(value: Any) -> bytes:
     try:
         return json.dumps(value, sort_keys=True, default=str).encode()
     except (RecursionError, TypeError, ValueError):
-        return b'"unreadable"'
+        return UNREADABLE
