@@ -51,6 +51,7 @@ _TOKEN_BYTES = {"zh": 4.0, "ja": 4.2, "ru": 5.4, "ar": 4.6}  # of UTF-8 for a to
 # Answers start after about half a second and come at about 60 tokens a second. Ours.
 _FIRST_SECONDS, _TOKENS_A_SECOND = 0.5, 60.0
 _KEPT = 50_000
+_BUFFER_BYTES = 2**20
 
 
 def account_name(seed: int, number: int) -> str:
@@ -213,7 +214,7 @@ def day_file(folder: Path, day: date, compress: bool) -> Iterator[BinaryIO]:
     path = folder / f"{day.isoformat()}.jsonl{'.gz' if compress else ''}"
     aside = path.with_name(path.name + ".partial")
     try:
-        with aside.open("wb") as raw:
+        with aside.open("wb", _BUFFER_BYTES) as raw:
             if compress:  # no name and no time in the header: equal content, equal bytes
                 with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as file:
                     yield file  # type: ignore[misc]
