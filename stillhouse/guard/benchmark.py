@@ -15,21 +15,20 @@ import json
 import os
 import platform
 import shutil
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stillhouse import __version__
-from stillhouse.errors import ConfigError, EvidenceError
+from stillhouse.errors import ConfigError
 from stillhouse.files import alone, write_whole
 from stillhouse.guard.benchmark_cases import CASES, planned_units
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
 from stillhouse.guard.benchmark_tables import table_of
-from stillhouse.guard.benchmark_weeks import Week, WeekPlan, make_week
 from stillhouse.guard.benchmark_work import Unit
-from stillhouse.guard.key import read_key, write_key
+from stillhouse.guard.benchmark_workers import as_json, result_path, run_side_by_side
+from stillhouse.guard.key import write_key
 from stillhouse.guard.simulate import planned
-from stillhouse.memory import give_back_memory
 from stillhouse.report import Progress, Silent
 
 __all__ = ["benchmark", "expected_minutes"]
@@ -60,20 +59,32 @@ def benchmark(
     work.mkdir(parents=True, exist_ok=True)
     with alone(work):
         _check_begun(settings, work)
-        desk = _Desk(work)
-        pending = [unit for unit in units if not _result(work, unit).exists()]
+        pending = [unit for unit in units if not result_path(work, unit).exists()]
         progress.start("benchmark", len(units), "steps")
-        for number, unit in enumerate(pending):
-            done = len(units) - len(pending) + number
-            desk.attend(progress, done, f"{unit.case} {unit.name}")
-            desk.forget(pending[number:], keep=settings.keep)
-            _run(desk, unit, work)
-            write_whole(work / "table.json", _as_json(_table(settings, units, work)))
-        desk.forget([], keep=settings.keep)
+        done = len(units) - len(pending)
+        for note in _worked(settings, pending, work):
+            if note is None:
+                done += 1
+                write_whole(work / "table.json", as_json(_table(settings, units, work)))
+            else:
+                progress.advance(done, note)
+        if not settings.keep:
+            shutil.rmtree(work / "weeks", ignore_errors=True)
         progress.finish(f"{len(units)} steps")
         table = _table(settings, units, work)
-        write_whole(work / "table.json", _as_json(table))
+        write_whole(work / "table.json", as_json(table))
     return table
+
+
+def _worked(settings: BenchmarkSettings, pending: list[Unit], work: Path) -> Iterator[str | None]:
+    """What happens, and None after each step. What is timed runs last and alone."""
+    key = work / "key"
+    if not key.exists():
+        write_key(key)
+    timed = [unit for unit in pending if unit.case == "speed"]
+    others = [unit for unit in pending if unit.case != "speed"]
+    yield from run_side_by_side(others, work, settings.workers, keep=settings.keep)
+    yield from run_side_by_side(timed, work, 1, keep=settings.keep)
 
 
 def expected_minutes(settings: BenchmarkSettings) -> dict[str, float]:
@@ -102,64 +113,8 @@ def expected_minutes(settings: BenchmarkSettings) -> dict[str, float]:
 # ---- parts ----
 
 
-class _Desk:
-    """The weeks of a run, made when they are first needed."""
-
-    def __init__(self, work: Path) -> None:
-        self.key, self.scratch = work / "key", work / "scratch"
-        self._secret = read_key(self.key) if self.key.exists() else write_key(self.key)
-        self._folder = work / "weeks"
-        self._open: dict[str, Week] = {}
-        self._progress: Progress = _SILENT
-        self._done, self._what = 0, ""
-
-    def attend(self, progress: Progress, done: int, what: str) -> None:
-        """Another step begins."""
-        self._progress, self._done, self._what = progress, done, what
-        self.tell("")
-
-    def tell(self, note: str) -> None:
-        """What happens now."""
-        self._progress.advance(self._done, f"{self._what}: {note}" if note else self._what)
-
-    def week(self, plan: WeekPlan) -> Week:
-        """The week, made where it is not there yet."""
-        if plan.name not in self._open:
-            made = make_week(plan, self._folder / plan.name, self._secret, self.tell)
-            self._open[plan.name] = made
-        return self._open[plan.name]
-
-    def forget(self, pending: list[Unit], *, keep: bool) -> None:
-        """Weeks that no step to come needs are deleted; those to be kept are only closed."""
-        needed = {plan.name for unit in pending for plan in unit.weeks}
-        for name in set(self._open) - needed:
-            del self._open[name]
-        if not keep and self._folder.exists():
-            for folder in self._folder.iterdir():
-                if folder.name not in needed:
-                    shutil.rmtree(folder)
-        give_back_memory()
-
-
-def _run(desk: _Desk, unit: Unit, work: Path) -> None:
-    """Do one step and keep its counts; that there is too little to judge is a result, too."""
-    began = time.perf_counter()
-    try:
-        counts = unit.work(desk, unit)
-    except EvidenceError as problem:
-        counts = {"insufficient": str(problem)}
-    row = {"case": unit.case, "unit": unit.name, "seed": unit.seed, "note": unit.note}
-    path = _result(work, unit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, _as_json(row | counts | {"step_seconds": time.perf_counter() - began}))
-
-
-def _result(work: Path, unit: Unit) -> Path:
-    return work / "results" / unit.case / f"{unit.name}.json"
-
-
 def _table(settings: BenchmarkSettings, units: list[Unit], work: Path) -> dict[str, Any]:
-    paths = [(unit.case, _result(work, unit)) for unit in units]
+    paths = [(unit.case, result_path(work, unit)) for unit in units]
     rows = [(case, json.loads(path.read_text("utf-8"))) for case, path in paths if path.exists()]
     done = [case.name for case in CASES if any(name == case.name for name, _ in rows)]
     tables = {
@@ -179,10 +134,10 @@ def _table(settings: BenchmarkSettings, units: list[Unit], work: Path) -> dict[s
 
 def _check_begun(settings: BenchmarkSettings, work: Path) -> None:
     """Nothing, where the folder is new or was begun with these settings, whatever the cases."""
-    told = settings.model_dump(mode="json", exclude={"only", "keep"})
+    told = settings.model_dump(mode="json", exclude={"only", "keep", "workers"})
     path = work / "benchmark.json"
     if not path.exists():
-        write_whole(path, _as_json(told))
+        write_whole(path, as_json(told))
         return
     begun = json.loads(path.read_text("utf-8"))
     if begun != told:
@@ -191,7 +146,3 @@ def _check_begun(settings: BenchmarkSettings, work: Path) -> None:
             f"--work {work}", f"{other} {begun.get(other)}, not {told.get(other)}",
             "the settings it was begun with", "Name a new folder, or give the same settings",
         )  # fmt: skip
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n"

@@ -41,6 +41,9 @@ class BenchmarkSettings(Settings):
     """Files or folders of real prompts, used beside synthetic ones."""
     keep: bool = False
     """Keep the simulated weeks' events; else they go when nothing needs them any more."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes side by side; each takes steps that share no week with another's, and some 3 GiB.
+    Seconds of single scans then mean little, except those of `speed`, which runs last and alone."""
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -1,5 +1,8 @@
 """The benchmark's plan, its tables, and a run that is stopped and goes on."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.errors import ConfigError
+from stillhouse.errors import ConfigError, DataError
 from stillhouse.guard.benchmark import benchmark, expected_minutes
 from stillhouse.guard.benchmark_cases import CASES, planned_units
 from stillhouse.guard.benchmark_memory import peak_of
@@ -17,6 +20,11 @@ from stillhouse.guard.benchmark_settings import (
     BenchmarkSettings,
 )
 from stillhouse.guard.benchmark_tables import table_of
+from stillhouse.guard.benchmark_weeks import WeekPlan
+from stillhouse.guard.benchmark_work import Desk, Unit, Work
+from stillhouse.guard.benchmark_workers import result_path, run_side_by_side, sharing_weeks
+from stillhouse.guard.key import write_key
+from stillhouse.guard.simulate_settings import SimulateSettings
 
 QUICK = BenchmarkSettings(quick=True)
 
@@ -135,6 +143,59 @@ def test_memory_of_a_process_and_its_children_is_added() -> None:
         peak = peak_of(child)
     assert peak is not None
     assert 100e6 < peak < 250e6
+
+
+def test_steps_that_share_a_week_go_to_one_process() -> None:
+    units = planned_units(BenchmarkSettings(seed=(1, 2), quick=True))
+    groups = sharing_weeks(units)
+    assert sorted(u.name for g in groups for u in g) == sorted(u.name for u in units)
+    weeks = [{plan.name for unit in group for plan in unit.weeks} for group in groups]
+    assert sum(map(len, weeks)) == len(set().union(*weeks))
+    assert len(groups) == 6  # of each seed: its large weeks, its middle ones, those without text
+
+
+def counted(desk: Desk, unit: Unit) -> dict[str, Any]:
+    desk.tell("counting")
+    return {"process": os.getpid()}
+
+
+def failed(desk: Desk, unit: Unit) -> dict[str, Any]:
+    raise DataError("here", "nothing", "something", "do something")
+
+
+def killed(desk: Desk, unit: Unit) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def steps(*works: Work) -> list[Unit]:
+    spec = SimulateSettings()
+    return [
+        Unit("case", f"1-{at}", 1, (WeekPlan.of(f"week-{at}", spec),), work, {})
+        for at, work in enumerate(works)
+    ]
+
+
+def test_steps_are_done_side_by_side(tmp_path: Path) -> None:
+    write_key(tmp_path / "key")
+    units = steps(counted, counted, counted)
+    notes = list(run_side_by_side(units, tmp_path, 2, keep=False))
+    assert notes.count(None) == 3
+    assert "case 1-0: counting" in notes
+    rows = [json.loads(result_path(tmp_path, unit).read_text("utf-8")) for unit in units]
+    assert os.getpid() not in {row["process"] for row in rows}
+
+
+def test_what_a_step_raises_ends_the_benchmark(tmp_path: Path) -> None:
+    write_key(tmp_path / "key")
+    with pytest.raises(DataError, match="do something"):
+        list(run_side_by_side(steps(failed), tmp_path, 2, keep=False))
+
+
+def test_a_process_that_is_killed_ends_the_benchmark(tmp_path: Path) -> None:
+    write_key(tmp_path / "key")
+    with pytest.raises(DataError, match="fewer --workers"):
+        list(run_side_by_side(steps(killed), tmp_path, 2, keep=False))
 
 
 @pytest.mark.slow
