@@ -134,12 +134,12 @@ def planned(
     """
     held = Twins.read(twins, served) if twins else None
     found = read_candidates(served, settings, held, Ledger(ledger).prompts(out or Path()))
-    share = smallest_share(len(found.served), settings.alpha / settings.looks)
+    share = smallest_share(len(found.served), settings.level / settings.looks)
     return {
         "pairs": len(found.served),
         "excluded": dict(found.excluded),
         "twins": held.kind if held else f"to be drawn by {teacher}" if teacher else "none yet",
-        "level": settings.alpha / settings.looks,
+        "level": settings.level / settings.looks,
         "smallest_share_found_with_probability_0.9": share,
     }
 
@@ -273,11 +273,11 @@ class _Audit:
             "where": list(settings.where),
             "outside": found.outside,
             "pairs": settings.pairs,
-            "samples": settings.samples,
+            "samples": settings.samples_per_prompt,
             "prefix_tokens": prefix,
             "temperature": settings.temperature,
             "redact": len(settings.redact),
-            "alpha": settings.alpha,
+            "alpha": settings.level,
             "looks": settings.looks * suspects,
             "seed": settings.seed,
             "spent": sorted(spent),
@@ -298,8 +298,9 @@ class _Audit:
     ) -> Waiting | None:
         settings = self.settings
         asked = [pair for pair in pairs.pairs if left_out(pair) is None]
+        samples, temperature = settings.samples_per_prompt, settings.temperature
         requests = suspect_requests(
-            asked, samples=settings.samples, temperature=settings.temperature, seed=settings.seed
+            asked, samples=samples, temperature=temperature, seed=settings.seed
         )
         if opened.batch is not None:
             spent.spend(pairs.pairs, folder, name_of(opened.spec))

@@ -28,9 +28,9 @@ def twin(
     out: Path | None = None,
     teacher: str | None = None,
     twins: Path | None = None,
-    power: Annotated[bool, Parameter(negative="")] = False,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
-    begin: Annotated[bool, Parameter(negative="")] = False,
+    power: bool = False,
+    dry_run: bool = False,
+    begin: bool = False,
     ledger: Path | None = None,
     runs: Path = Path("runs"),
     settings: Annotated[TwinSettings, Parameter(name="*")] = TwinSettings(),  # noqa: B008
@@ -133,7 +133,7 @@ def _lines(one: dict[str, Any] | Waiting | Begun, folder: Path) -> list[str]:
 def _power(settings: TwinSettings, *, as_json: bool) -> None:
     from stillhouse.audit.power import LEVELS, POWER, power_table
 
-    level = settings.alpha / settings.looks
+    level = settings.level / settings.looks
     rows = power_table(levels=tuple(dict.fromkeys([level, LEVELS[-1]])))
     head = ["share leaning to the served answer", "level", "pairs", "pairs, signs only"]
     cells = [
