@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import cyclopts
 from cyclopts.help import DefaultFormatter
 
 from stillhouse import __version__
-from stillhouse.errors import ConfigError, StillhouseError
+from stillhouse.errors import ConfigError, StillhouseError, nearest
 
 __all__ = ["app", "main"]
 
@@ -151,6 +152,8 @@ def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
     """What is wrong with a command line, in the four parts of our errors."""
     from pydantic import ValidationError
 
+    from stillhouse.config import expected_by
+
     command = " ".join(("stillhouse", *(error.command_chain or ())))
     look = f"See {command} --help"
     if isinstance(error.__cause__, ValidationError):
@@ -158,18 +161,58 @@ def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
         ours = first.get("ctx", {}).get("error")
         if isinstance(ours, ConfigError):  # of a check across several settings
             return ours
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        expected = first["msg"].removeprefix("Value error, ")
-        expected = expected.removeprefix("Input should be ").partition(", unable")[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        expected = expected_by(first["msg"])
         return ConfigError(f"{command}, {option}", repr(first["input"]), expected, look)
     argument = getattr(error, "argument", None)
-    if isinstance(error, cyclopts.MissingArgumentError) and argument is not None:
-        positional = argument.index is not None
-        name = argument.name.lstrip("-").upper() if positional else argument.name
+    name = "" if argument is None else argument.name
+    if argument is not None and argument.index is not None:
+        name = name.lstrip("-").upper()
+    if isinstance(error, cyclopts.MissingArgumentError) and name:
         return ConfigError(command, f"no {name}", f"a value for {name}", look)
+    if isinstance(error, cyclopts.CoercionError) and name and error.token:
+        found = repr(error.token.value)
+        return ConfigError(f"{command}, {name}", found, _kind(error.target_type), look)
+    if isinstance(error, cyclopts.ValidationError) and argument is not None:
+        expected = error.exception_message.removeprefix("Must be ").rstrip(".")
+        for sign, words in _SIGNS.items():
+            expected = expected.replace(sign, words)
+        found = ", ".join(repr(token.value) for token in argument.tokens)
+        return ConfigError(f"{command}, {name}", found, expected, look)
+    if isinstance(error, cyclopts.UnknownOptionError):
+        return _unknown_option(error, command)
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        many = " ".join(error.unused_tokens or ())
+        return ConfigError(command, f"'{many}' beside its arguments", "no more of them", look)
     found, _, hint = " ".join(str(error).split()).partition(". ")
     meant = hint.partition("?")[0] + "?" if hint.startswith("Did you mean") else look
     return ConfigError(command, found, f"what `{command} --help` shows", meant)
+
+
+_SIGNS = {
+    ">=": "greater than or equal to", "<=": "less than or equal to",
+    ">": "greater than", "<": "less than",
+}  # fmt: skip
+"""In cyclopts' bounds, and the words for them in pydantic's."""
+
+
+def _kind(wanted: Any) -> str:
+    """What a value has to be, in words."""
+    if get_origin(wanted) is Literal:
+        *others, last = [repr(choice) for choice in get_args(wanted)]
+        return f"{', '.join(others)} or {last}"
+    words = {int: "a whole number", float: "a number", bool: "no value, or true or false"}
+    return words.get(wanted, str(getattr(wanted, "__name__", wanted)))
+
+
+def _unknown_option(error: cyclopts.UnknownOptionError, command: str) -> ConfigError:
+    """The option nearest by its own letters: the dashes, which all have, make none alike."""
+    given = error.token.keyword or error.token.value
+    known = [name.removeprefix("--") for one in error.argument_collection for name in one.names
+             if name.startswith("--")]  # fmt: skip
+    meant = re.sub(r"(^Known: |, )(?=\w)", r"\1--", nearest(given.lstrip("-"), known))
+    meant = re.sub(r"'(.+)'", r"--\1", meant)
+    return ConfigError(command, f"no option {given}", f"what `{command} --help` shows", meant)
 
 
 def _without_extra(missing: ModuleNotFoundError) -> ConfigError | None:
