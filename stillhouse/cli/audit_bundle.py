@@ -81,8 +81,8 @@ def verify(
 
 def redact(
     bundle: Path,
-    out: Path,
     *,
+    out: Path,
     matching: str,
     secrets: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)

@@ -48,7 +48,7 @@ app = cyclopts.App(
     help_format="plaintext",  # loading a markdown renderer takes a tenth of `--help`
     help_epilogue="Every command takes --json (result on stdout) and --traceback (the stack behind "
     "an error message).",
-    default_parameter=cyclopts.Parameter(negative_iterable=()),
+    default_parameter=cyclopts.Parameter(negative=()),  # a flag is off, a list empty
 )
 _GROUPS = {
     "models": cyclopts.App(name="models", help="Manage the weights of embedded models."),
@@ -86,11 +86,11 @@ _VERBS = (
      "Recompute every number of a bundle from its raw lines; exit code 3 on any difference.",
      "audit"),
     ("audit redact", "audit_bundle:redact", "Copy a bundle with some raw lines withheld.",
-     "audit for-the-public --matching 'patient'"),
+     "audit --out for-the-public --matching 'patient'"),
     ("audit reveal", "audit_bundle:reveal", "Show the coins of some escrowed pairs.",
      "escrow served x1:0a1b2c..."),
     ("audit key", "audit_watermark:key", "Make a watermark's secret key.",
-     "mark.key --teacher smollm2-135m"),
+     "--out mark.key --teacher smollm2-135m"),
     ("guard scan", "guard:scan", "Find campaigns across the accounts of some logs.",
      "logs/ --out scan --calibration benign.cal"),
     ("guard calibrate", "guard:calibrate",
