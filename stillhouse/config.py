@@ -65,7 +65,7 @@ class CollectSettings(Settings):
     prompts: tuple[InputPath, ...] = ()
     """Prompt files (JSONL, text, Parquet) or folders of them."""
     exchanges: Count | None = None
-    """Stop after this many exchanges in the store; None asks every prompt."""
+    """Stop after this many exchanges in the store. Without it every prompt is asked."""
     samples_per_prompt: Count = 1
     """Answers drawn for each prompt."""
     escrow: InputPath | None = None
@@ -92,14 +92,14 @@ class CollectSettings(Settings):
     max_tokens: Count = 160
     """Answer tokens allowed."""
     max_rejected: Share = 0.2
-    """Share of records in the prompt files that may be no prompts before the run stops (from 20
+    """Largest share of unusable records, 0 to 1, before the prompt files are refused (from 20
     records on)."""
     concurrency: Count = 16
     """Requests in flight (slots of the embedded server)."""
     authorisation: InputPath | None = None
     """A file that names who allows a teacher whose terms refuse or are unknown, and why."""
     seed: int = 7
-    """From which each request's own seed is derived."""
+    """Random seed of the answers; each request's own is derived from it."""
 
 
 class StudentSettings(Settings):
@@ -200,16 +200,16 @@ class TrainSettings(Settings):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 120.0
     """Seconds between checkpoints; 0 writes one after every step."""
     seed: int = 7
-    """Order of batches, and of the weights made anew."""
+    """Random seed of the order of batches, and of weights made anew."""
 
 
 class EvaluateSettings(Settings):
     """How closeness is measured."""
 
     prompts: tuple[InputPath, ...] = ()
-    """Held-out prompt files; none of them may occur in training."""
+    """Held-out prompt files or folders of them; no prompt of theirs may occur in training."""
     exchanges: Count | None = None
-    """Held-out answers used; None uses all prompts."""
+    """Held-out answers used. Without it all prompts are."""
     max_tokens: Count = 128
     """Answer tokens of a held-out answer."""
     top_p: Share = 1.0
@@ -220,9 +220,9 @@ class EvaluateSettings(Settings):
     min_p: Share = 0.0
     """Floor relative to the likeliest token when held-out answers are drawn; 0 is none."""
     seed: int = 11
-    """Of the held-out answers and the bootstrap."""
+    """Random seed of the held-out answers and the bootstrap."""
     identity_samples: Count = 2
-    """Answers to each question about who the model is."""
+    """Answers drawn for each question about who the model is."""
     speed_tokens: Count = 32
     """Tokens decoded in one timing."""
     speed_repeats: Annotated[int, Field(ge=6)] = 7

@@ -95,8 +95,8 @@ class IdentitySettings(Settings):
     samples_per_prompt: Annotated[int, Field(ge=3)] = 3
     """Answers drawn for each question."""
     system: str | None = None
-    """The system prompt sent with every question. None sends none, and chat templates or providers
-    may then add their own; an empty one ('') takes the place of a template's."""
+    """The system prompt sent with every question. Without it none is sent, and chat templates or
+    providers may then add their own; an empty one ('') takes the place of a template's."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Sampling temperature of the answers."""
     top_p: Share = 1.0
@@ -110,4 +110,4 @@ class IdentitySettings(Settings):
     concurrency: Count = 16
     """Requests in flight."""
     seed: int = 7
-    """From which each request's own seed is derived."""
+    """Random seed of the answers; each request's own is derived from it."""

@@ -41,7 +41,8 @@ def twin(
     Parameters
     ----------
     suspect
-        Model spec, or batch:FOLDER for a suspect that someone else runs; may be given repeatedly.
+        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL; or batch:FOLDER
+        for a suspect that someone else runs. May be given repeatedly.
     served
         The store of exchanges that were served.
     out

@@ -33,7 +33,7 @@ def watermark(
     Parameters
     ----------
     suspect
-        Model spec.
+        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL.
     teacher
         Model spec whose vocabulary the key marks.
     key

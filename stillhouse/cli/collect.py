@@ -31,7 +31,7 @@ def collect(
     Parameters
     ----------
     recipe
-        A recipe, in YAML, whose collect stage is run.
+        A recipe, in YAML, whose collect stage is run, in the place of --teacher, --prompts, --out.
     overrides
         Settings laid over the recipe, as key=value.
     teacher

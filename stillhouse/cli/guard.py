@@ -43,14 +43,15 @@ def scan(
     out
         The scan's folder; logs of later days are added to it.
     calibration
-        File of `guard calibrate`, of benign traffic of as many days.
+        File of `guard calibrate`, of benign traffic of as many days. Without it false alarms are
+        not known.
     key
         File of the secret that names are hashed with. Default: CALIBRATION.key where one is given,
         else OUT.key, made if missing.
     mapping
         YAML file that says what columns mean, for logs of no known format.
     max_bad_share
-        Largest share of unusable lines, 0 to 1, before the logs are refused.
+        Largest share of unusable records, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_scan
 
@@ -113,7 +114,7 @@ def calibrate(
     mapping
         YAML file that says what columns mean, for logs of no known format.
     max_bad_share
-        Largest share of unusable lines, 0 to 1, before the logs are refused.
+        Largest share of unusable records, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_calibrate
 
@@ -154,7 +155,7 @@ def export(
     out
         The store.
     logs
-        Where the logs lie now, where they were moved; may be given repeatedly.
+        Where the logs lie now, if they were moved; may be given repeatedly.
     served
         The store of what was served, whose twins lie in an escrow: its own exchanges are written
         for those of the logs, with all settings, so that the escrow's twins fit them.
