@@ -155,7 +155,7 @@ def export(
     out
         The store.
     logs
-        Where the logs lie now, if they were moved; may be given repeatedly.
+        Log files, stores, or folders of log files: where they lie now, if they were moved.
     served
         The store of what was served, whose twins lie in an escrow: its own exchanges are written
         for those of the logs, with all settings, so that the escrow's twins fit them.
