@@ -19,7 +19,7 @@ import cyclopts
 from cyclopts.help import DefaultFormatter
 
 from stillhouse import __version__
-from stillhouse.errors import ConfigError, StillhouseError, nearest
+from stillhouse.errors import ConfigError, DataError, StillhouseError, nearest
 
 __all__ = ["app", "main"]
 
@@ -122,6 +122,10 @@ _EXTRAS = {
 """Package -> the extra that installs it: a plain installation has none of them."""
 
 
+_UNFIT_PATHS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""A file where a folder is meant, and the reverse: whoever named the path has to act, not we."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -137,6 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = _without_extra(error) if isinstance(error, ModuleNotFoundError) else error
         if told is None or os.environ.get("STILLHOUSE_TRACEBACK"):
             raise
+        _print_error(told, as_json="--json" in arguments)
+        return told.exit_code
+    except _UNFIT_PATHS as error:
+        if error.filename is None or os.environ.get("STILLHOUSE_TRACEBACK"):
+            raise
+        told = DataError(
+            os.fsdecode(error.filename), error.strerror or type(error).__name__,
+            "a path that fits its option: a file or a folder, as its help says",
+            "Correct the path or its permissions",
+        )  # fmt: skip
         _print_error(told, as_json="--json" in arguments)
         return told.exit_code
     except KeyboardInterrupt:
@@ -240,7 +254,7 @@ def _print_error(error: StillhouseError, *, as_json: bool) -> None:
         }
         print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whoever said it
 
 
 if __name__ == "__main__":

@@ -79,6 +79,20 @@ def test_help_flows_whatever_the_source_is_indented_by(capsys: pytest.CaptureFix
     assert len({len(line) - len(line.lstrip()) for line in rest}) == 1
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_TRACEBACK", "")
+    taken = tmp_path / "taken"
+    taken.write_text("{}")
+    logs = [str(Path(__file__).parent), "--out", str(taken)]
+    assert main(["guard", "scan", *logs, "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {taken}: File exists. Expected a path that fits its option")
+    with pytest.raises(FileExistsError):
+        main(["guard", "scan", *logs, "--quiet", "--traceback"])
+
+
 def test_an_error_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "no-such-recipe.yaml"]) == 2
     streams = capsys.readouterr()
