@@ -373,7 +373,7 @@ def test_a_text_longer_than_the_suspects_context_leaves_its_pair_out(
     for path in ("served", "escrow/twins"):
         with Store(real["asked"] / path, "r") as store:
             lengths += [len(text.render(e.prompt) + text.ids(e.response.text or "")) for e in store]
-    config["max_position_embeddings"] = sorted(lengths)[-4]
+    config["max_position_embeddings"] = sorted(set(lengths))[-2]  # several may be the longest
     (short / "config.json").write_text(json.dumps(config))
     found = audit(real["asked"], tmp_path / "out", f"hf:{short}")
     assert 0 < found["excluded"]["an answer that could not be scored"] <= 20
