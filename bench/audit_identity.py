@@ -64,7 +64,9 @@ def persona(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """The same weights with a persona in the system prompt, and without."""
     rows = {
         name: audit(
-            IdentitySettings(candidate="anthropic", system=system, samples=options.samples),
+            IdentitySettings(
+                candidate="anthropic", system=system, samples_per_prompt=options.samples
+            ),
             out / name, suspect=TEACHER,
         )
         for name, system in (("with_persona", PERSONA), ("without", None))
@@ -76,7 +78,9 @@ def persona(options: argparse.Namespace, out: Path) -> dict[str, Any]:
 def planted(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """A student that was taught its name, beside the teacher it was cut from."""
     row = audit(
-        IdentitySettings(candidate=options.name, names=(options.name,), samples=options.samples),
+        IdentitySettings(
+            candidate=options.name, names=(options.name,), samples_per_prompt=options.samples
+        ),
         out, suspect=f"run:{options.run}", controls=[TEACHER], runs=options.runs,
     )  # fmt: skip
     difference = row["differences"][TEACHER]

@@ -248,8 +248,9 @@ class Bench:
         """
         o, reads = self.options, mode.startswith("reading")
         settings = WatermarkSettings(
-            mode="reading" if reads else "generation", pairs=o.pairs, samples=o.ask,
-            max_tokens=o.max_tokens, temperature=1.0, top_k=40, top_p=0.95, min_p=0.05,
+            mode="reading" if reads else "generation", token_pairs=o.pairs,
+            samples_per_prompt=o.ask, max_tokens=o.max_tokens, temperature=1.0, top_k=40,
+            top_p=0.95, min_p=0.05,
         )  # fmt: skip
         served = self.answers("marked")
         if mode == "reading-own":

@@ -27,6 +27,7 @@ __all__ = [
     "Settings",
     "StudentSettings",
     "TrainSettings",
+    "expected_by",
     "file_hash",
     "fingerprint",
     "load_recipe",
@@ -64,7 +65,7 @@ class CollectSettings(Settings):
     prompts: tuple[InputPath, ...] = ()
     """Prompt files (JSONL, text, Parquet) or folders of them."""
     exchanges: Count | None = None
-    """Stop after this many exchanges in the store; None asks every prompt."""
+    """Stop after this many exchanges in the store. Without it every prompt is asked."""
     samples_per_prompt: Count = 1
     """Answers drawn for each prompt."""
     escrow: InputPath | None = None
@@ -91,14 +92,14 @@ class CollectSettings(Settings):
     max_tokens: Count = 160
     """Answer tokens allowed."""
     max_rejected: Share = 0.2
-    """Share of records in the prompt files that may be no prompts before the run stops (from 20
+    """Largest share of unusable records, 0 to 1, before the prompt files are refused (from 20
     records on)."""
     concurrency: Count = 16
     """Requests in flight (slots of the embedded server)."""
     authorisation: InputPath | None = None
     """A file that names who allows a teacher whose terms refuse or are unknown, and why."""
     seed: int = 7
-    """From which each request's own seed is derived."""
+    """Random seed of the answers; each request's own is derived from it."""
 
 
 class StudentSettings(Settings):
@@ -199,16 +200,16 @@ class TrainSettings(Settings):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 120.0
     """Seconds between checkpoints; 0 writes one after every step."""
     seed: int = 7
-    """Order of batches, and of the weights made anew."""
+    """Random seed of the order of batches, and of weights made anew."""
 
 
 class EvaluateSettings(Settings):
     """How closeness is measured."""
 
     prompts: tuple[InputPath, ...] = ()
-    """Held-out prompt files; none of them may occur in training."""
+    """Held-out prompt files or folders of them; no prompt of theirs may occur in training."""
     exchanges: Count | None = None
-    """Held-out answers used; None uses all prompts."""
+    """Held-out answers used. Without it all prompts are."""
     max_tokens: Count = 128
     """Answer tokens of a held-out answer."""
     top_p: Share = 1.0
@@ -219,9 +220,9 @@ class EvaluateSettings(Settings):
     min_p: Share = 0.0
     """Floor relative to the likeliest token when held-out answers are drawn; 0 is none."""
     seed: int = 11
-    """Of the held-out answers and the bootstrap."""
+    """Random seed of the held-out answers and the bootstrap."""
     identity_samples: Count = 2
-    """Answers to each question about who the model is."""
+    """Answers drawn for each question about who the model is."""
     speed_tokens: Count = 32
     """Tokens decoded in one timing."""
     speed_repeats: Annotated[int, Field(ge=6)] = 7
@@ -282,11 +283,19 @@ def _config_error(kind: type[Settings], problem: ValidationError, where: str) ->
         )  # fmt: skip
     if first["type"] == "missing":
         return ConfigError(where, f"no '{key}'", f"the setting '{key}'", f"Add '{key}: ...'")
-    message = first["msg"].removeprefix("Value error, ")
     return ConfigError(
-        f"{where}, key '{key}'", repr(first["input"]), message[0].lower() + message[1:],
+        f"{where}, key '{key}'", repr(first["input"]), expected_by(first["msg"]),
         f"Correct the value of '{key}'",
     )  # fmt: skip
+
+
+def expected_by(message: str) -> str:
+    """What a complaint of pydantic asks for, in the words of our errors."""
+    message = message.removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message.partition(", unable")[0].partition(", got")[0]
+    message = message.replace("a valid integer", "a whole number")
+    message = message.replace("a valid boolean", "true or false").replace("a valid ", "a ")
+    return message[0].lower() + message[1:]
 
 
 def _known_keys(kind: type[Settings], path: list[str]) -> list[str]:
@@ -318,17 +327,22 @@ def read_yaml(path: Path, what: str, example: str) -> dict[str, Any]:
         ) from None  # fmt: skip
     except (OSError, UnicodeDecodeError) as problem:
         readable = what.replace("a ", "a readable ", 1)
-        raise ConfigError(str(path), str(problem), readable, "Check the path") from None
+        found = getattr(problem, "strerror", None) or str(problem)
+        raise ConfigError(str(path), found, readable, "Check the path") from None
     except yaml.YAMLError as problem:
-        found = " ".join(str(problem).split())
-        raise ConfigError(
-            str(path), found, f"{what} in YAML", "Correct the line named"
-        ) from None  # fmt: skip
+        found, wanted = _no_yaml(problem), f"{what} in YAML"
+        raise ConfigError(str(path), found, wanted, "Correct the line named") from None
     if not isinstance(data, dict):
-        raise ConfigError(
-            str(path), f"{data!r:.60}", "settings as `key: value`", f"Write {what}"
-        )  # fmt: skip
+        found = f"{data!r:.60}"
+        raise ConfigError(str(path), found, "settings as `key: value`", f"Write {what}")
     return data
+
+
+def _no_yaml(problem: yaml.YAMLError) -> str:
+    """What is wrong with a text that is no YAML, and in which line."""
+    mark = getattr(problem, "problem_mark", None)
+    said = getattr(problem, "problem", None) or " ".join(str(problem).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark else said
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -367,7 +381,11 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
                 f"Known: {', '.join(Recipe.model_fields)}",
             )  # fmt: skip
         data = inner
-    value = yaml.safe_load(text) if text.strip() else None
+    try:
+        value = yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError as problem:
+        where, found = f"override '{override}'", _no_yaml(problem)
+        raise ConfigError(where, found, "a value in YAML", "Correct the value") from None
     data[parts[-1]] = [value] if parts[-1] == "prompts" and isinstance(value, str) else value
 
 

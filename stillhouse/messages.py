@@ -6,6 +6,7 @@ are read in OpenAI's chat form. Nothing here opens files.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ def prompt_of(record: Any, source: str, not_carried: Counter[str]) -> Prompt:
     if not isinstance(record, dict):
         raise Unfit(f"{_kind(record)} instead of an object with `prompt` or `messages`")
     try:
-        canonical_json(record).encode()
+        json.dumps(record, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as problem:
         raise Unfit("holds half a surrogate pair, which is no text") from problem
     messages = _messages(record)
@@ -140,7 +141,7 @@ def _call(call: Any, where: str) -> ToolCall:
     return ToolCall(
         id=_maybe_text(call.get("id"), f"{where}.tool_calls.id"),
         name=_text(function.get("name"), f"{where}.tool_calls.name"),
-        arguments=arguments if isinstance(arguments, str) else canonical_json(arguments),
+        arguments=_as_json(arguments, f"{where}.tool_calls.arguments"),
     )
 
 
@@ -152,8 +153,16 @@ def _tool(tool: Any) -> Tool:
     return Tool(
         name=_text(function.get("name"), "tools.name"),
         description=_maybe_text(function.get("description"), "tools.description"),
-        parameters=parameters if isinstance(parameters, str | None) else canonical_json(parameters),
+        parameters=None if parameters is None else _as_json(parameters, "tools.parameters"),
     )
+
+
+def _as_json(value: Any, name: str) -> str:
+    """Text as it is, anything else as canonical JSON."""
+    try:
+        return value if isinstance(value, str) else canonical_json(value)
+    except (TypeError, ValueError) as problem:  # a date or bytes of Parquet, an infinite number
+        raise Unfit(f"`{name}` holds what JSON does not: {problem}") from problem
 
 
 def _labels(record: Mapping[str, Any], not_carried: Counter[str]) -> dict[str, str]:
@@ -188,7 +197,7 @@ def _maybe_text(value: Any, name: str) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """What a value is, in words; Parquet has some that JSON does not."""
     words = {
         dict: "an object",
         list: "a list",
@@ -196,4 +205,6 @@ def _kind(value: Any) -> str:
         bool: "true or false",
         type(None): "null",
     }
-    return words.get(type(value), "a number")
+    number = isinstance(value, int | float)
+    other = "a number" if number else f"a value of type {type(value).__name__}"
+    return words.get(type(value), other)

@@ -392,8 +392,8 @@ class Store:
             yield
         except OSError as problem:
             raise self._error(
-                f"{doing} failed ({problem.strerror or problem})", "a disk that takes it",
-                "Make room or mend the disk, then do it again; what was acknowledged is safe",
+                f"{doing} failed ({problem.strerror or problem})", "a folder to write to",
+                "Correct the path or make room, then do it again; what was acknowledged is safe",
             ) from problem  # fmt: skip
 
     def _error(self, found: str, expected: str, todo: str) -> StoreError:

@@ -42,7 +42,7 @@ MOST_WIDTH = 4
 """Tokens of a window at most: longer ones rarely come twice, so that nothing is learned of them."""
 
 _FORMAT = "stillhouse watermark key"
-_KEY_FILE = "a key file as `watermark.write_key` makes it"
+_KEY_FILE = "a key file of `stillhouse audit key`"
 _VERSION = 1
 # SplitMix64's increment and multipliers (Steele, Lea, Flood 2014). Its last shift is left out: it
 # changes low bits only, and what is compared with gamma is decided by the high ones.

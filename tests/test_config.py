@@ -46,6 +46,9 @@ def test_overrides_reach_nested_settings_and_keep_the_others(tmp_path: Path) -> 
         ("train.learning_rat=3", "Did you mean 'learning_rate'?"),
         ("trian.epochs=2", "Did you mean 'train'?"),
         ("train.epochs=-1", "greater than 0"),
+        ("train.epochs=many", "'many'. Expected a number. Correct"),
+        ("train.seed=1.5", "1.5. Expected a whole number. Correct"),
+        ("train.epochs=[", "line 1, column 2: expected the node content"),
         ("train.epochs", "no 'key=value'"),
         ("name.x=1", "'name' has no settings inside"),
         ("collect.engine=vllm", "'auto', 'llamacpp' or 'local'"),
@@ -60,7 +63,7 @@ def test_a_wrong_override_is_refused_in_words(tmp_path: Path, override: str, wor
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: [", "YAML"),
+        ("name: x\nteacher: [", "line 2, column 11: "),
         ("just words", "a recipe"),
         ("name: x\n", "no 'teacher'"),
         (MINIMAL + "studnet: {}\n", "Did you mean 'student'?"),

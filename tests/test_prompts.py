@@ -123,6 +123,24 @@ def test_parquet_gives_the_same_prompts_as_jsonl(tmp_path: Path) -> None:
     ]
 
 
+def test_a_date_beside_a_prompt_is_no_label_and_in_a_tool_no_json(tmp_path: Path) -> None:
+    when = datetime(2026, 7, 1, tzinfo=UTC)
+    rows = [{"prompt": "One", "asked": when, "score": float("nan")}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    read = read_prompts([tmp_path / "p.parquet"])
+    assert [prompt.labels["score"] for prompt in read.prompts] == ["nan"]
+    assert read.not_carried == {"asked": 1}
+    tool = {"name": "f", "parameters": {"since": when}}
+    pq.write_table(
+        pa.Table.from_pylist([{"prompt": "One", "tools": [tool]}]), tmp_path / "t.parquet"
+    )
+    with pytest.raises(DataError, match=r"`tools\.parameters` holds what JSON does not"):
+        read_prompts([tmp_path / "t.parquet"])
+    pq.write_table(pa.Table.from_pylist([{"prompt": "One", "id": when}]), tmp_path / "i.parquet")
+    with pytest.raises(DataError, match="`id` is a value of type datetime instead of text"):
+        read_prompts([tmp_path / "i.parquet"])
+
+
 def test_parquet_rows_are_named_by_number_across_batches(tmp_path: Path) -> None:
     prompts: list[str | None] = [f"prompt {i}" for i in range(3000)]
     prompts[2500] = " "

@@ -116,7 +116,7 @@ def identity_plan(
         "controls": list(controls),
         "candidate": _candidate(settings, content),
         "system": settings.system,
-        "samples": settings.samples,
+        "samples": settings.samples_per_prompt,
         "sampling": plain(sampling),
         "seed": settings.seed,
         "battery": content,

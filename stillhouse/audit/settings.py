@@ -30,18 +30,18 @@ class TwinSettings(Settings):
     before=DATE. Answers may not decide."""
     access: Literal["auto", "logprobs", "text"] = "auto"
     """How the suspect is asked: log-probabilities of given text where it gives them, or text."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Level at or below which a p-value is called evidence."""
     looks: Count = 1
     """How many tests were planned in advance. The level is divided by it, or by how many audits of
     the suspect were begun if those are more. Suspects given together count by themselves."""
-    samples: Count = 4
-    """Answers drawn from a suspect that gives text only, for each exchange."""
+    samples_per_prompt: Count = 4
+    """Answers drawn for each prompt from a suspect that gives text only."""
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
     """Tokens of the served answer that a suspect with text only is given to continue; the twins
     continue the same. 0 asks the prompt alone. Only with --teacher: escrowed twins have none."""
     temperature: Annotated[float, Field(ge=0)] = 0.7
-    """Of the answers drawn from a suspect that gives text only."""
+    """Sampling temperature of the answers of a suspect that gives text only."""
     redact: tuple[str, ...] = ()
     """Regular expressions: what they match in prompts is masked, and pairs in which either answer
     matches are withheld, before anything is written or asked."""
@@ -56,11 +56,11 @@ class WatermarkSettings(Settings):
     mode: Literal["generation", "reading"] = "generation"
     """What is scored: the suspect's own answers to prompts, or its likeliest next tokens while it
     reads served text, which shows more and takes log-probabilities or logits."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Level at or below which a p-value is called evidence."""
     looks: Count = 1
     """How many tests were planned in advance; the level is divided by it."""
-    pairs: Annotated[int, Field(ge=FEWEST_SCORED)] = 50_000
+    token_pairs: Annotated[int, Field(ge=FEWEST_SCORED)] = 50_000
     """Distinct (window, token) pairs scored; the suspect is asked no more once they are reached."""
     known_windows: bool = False
     """Count only windows that occur in the served text: all that a student can have learned."""
@@ -68,8 +68,8 @@ class WatermarkSettings(Settings):
     """Innocent keys scored on the same pairs."""
     decoy_seed: int = 7
     """Public seed the decoy keys follow from."""
-    samples: Count = 1
-    """Answers drawn to each prompt, in generation mode."""
+    samples_per_prompt: Count = 1
+    """Answers drawn for each prompt, in generation mode."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Sampling temperature of the suspect's answers."""
     top_p: Share = 1.0
@@ -92,11 +92,11 @@ class IdentitySettings(Settings):
     with `names`."""
     names: tuple[str, ...] = ()
     """Names that count as the candidate's beside those in the table, in any case."""
-    samples: Annotated[int, Field(ge=3)] = 3
-    """Answers to each question."""
+    samples_per_prompt: Annotated[int, Field(ge=3)] = 3
+    """Answers drawn for each question."""
     system: str | None = None
-    """The system prompt sent with every question. None sends none, and chat templates or providers
-    may then add their own; an empty one ('') takes the place of a template's."""
+    """The system prompt sent with every question. Without it none is sent, and chat templates or
+    providers may then add their own; an empty one ('') takes the place of a template's."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Sampling temperature of the answers."""
     top_p: Share = 1.0
@@ -110,4 +110,4 @@ class IdentitySettings(Settings):
     concurrency: Count = 16
     """Requests in flight."""
     seed: int = 7
-    """From which each request's own seed is derived."""
+    """Random seed of the answers; each request's own is derived from it."""

@@ -151,7 +151,7 @@ def _plan(
     settings: WatermarkSettings, suspect: Model, watermark: Watermark, vocabulary: Vocabulary
 ) -> dict[str, Any]:
     plain_settings = settings.model_dump(mode="json")
-    names = ("mode", "alpha", "looks", "pairs", "known_windows", "samples", "seed")
+    names = ("mode", "looks", "known_windows", "seed")
     sampling = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
     return {
         "test": "watermark",
@@ -159,6 +159,9 @@ def _plan(
         "suspect": suspect.spec,
         "watermark": {**watermark.facts(), "tokenizer": vocabulary.tokenizer},
         **{name: plain_settings[name] for name in names},
+        "alpha": settings.level,
+        "pairs": settings.token_pairs,
+        "samples": settings.samples_per_prompt,
         "sampling": {name: plain_settings[name] for name in sampling},
         "decoys": {"count": settings.decoys, "seed": settings.decoy_seed},
         "statistic": "green pairs among the distinct pairs that count, exact binomial, one-sided; "
@@ -235,7 +238,7 @@ class _Work:
 
     def _groups(self, name: str, total: int) -> Iterator[list[int]]:
         """Numbers that have no line yet, some at a time, until there are pairs enough."""
-        progress, most = self.progress, self.settings.pairs
+        progress, most = self.progress, self.settings.token_pairs
         progress.start("scoring the suspect", total, name)
         for start in range(0, total, _AT_ONCE):
             there = {line["number"] for line in self.bundle.lines(name)}
@@ -252,7 +255,7 @@ class _Work:
 
     def ask(self, prompts: Sequence[Prompt]) -> None:
         """Nothing; `answers.jsonl` holds the answers, first samples of all prompts first."""
-        count = self.settings.samples * len(prompts)
+        count = self.settings.samples_per_prompt * len(prompts)
         for group in self._groups("answers", count):
             requests = [self._request(prompts[n % len(prompts)], n) for n in group]
             gone: ModelError | None = None

@@ -30,7 +30,7 @@ def identity(
     Parameters
     ----------
     suspect
-        Model spec.
+        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL.
     control
         Model spec of a model that is known to be innocent; may be given repeatedly.
     out

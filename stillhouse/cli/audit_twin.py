@@ -24,13 +24,13 @@ __all__ = ["twin"]
 def twin(
     *,
     suspect: tuple[str, ...] = (),
-    exchanges: Path | None = None,
+    served: Path | None = None,
     out: Path | None = None,
     teacher: str | None = None,
     twins: Path | None = None,
-    power: Annotated[bool, Parameter(negative="")] = False,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
-    begin: Annotated[bool, Parameter(negative="")] = False,
+    power: bool = False,
+    dry_run: bool = False,
+    begin: bool = False,
     ledger: Path | None = None,
     runs: Path = Path("runs"),
     settings: Annotated[TwinSettings, Parameter(name="*")] = TwinSettings(),  # noqa: B008
@@ -41,8 +41,9 @@ def twin(
     Parameters
     ----------
     suspect
-        Model spec, or batch:FOLDER for a suspect that someone else runs; may be given repeatedly.
-    exchanges
+        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL; or batch:FOLDER
+        for a suspect that someone else runs. May be given repeatedly.
+    served
         The store of exchanges that were served.
     out
         Folder of the bundle.
@@ -63,18 +64,18 @@ def twin(
     """
     if power:
         return _power(settings, as_json=common.json)
-    _all_given({"--exchanges": exchanges, "--out": out or dry_run, "--suspect": suspect or dry_run})
-    assert exchanges is not None
+    _all_given({"--served": served, "--out": out or dry_run, "--suspect": suspect or dry_run})
+    assert served is not None
     from stillhouse.audit.twin_audit import planned, twin_audit
 
     if dry_run:
         plan = planned(
-            settings, exchanges=exchanges, teacher=teacher, twins=twins, ledger=ledger, out=out
+            settings, served=served, teacher=teacher, twins=twins, ledger=ledger, out=out
         )
         return emit(plan, plainly(plan), as_json=common.json)
     assert out is not None
     found = twin_audit(
-        settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,
+        settings, suspects=suspect, served=served, out=out, teacher=teacher, twins=twins,
         ledger=ledger, begin=begin, runs=runs, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
     return _show(found, out, as_json=common.json)
@@ -93,7 +94,7 @@ def _all_given(given: dict[str, Any]) -> None:
     if missing:
         raise ConfigError(
             "stillhouse audit twin", f"no {', '.join(missing)}",
-            "--suspect SPEC --exchanges STORE (--twins ESCROW | --teacher SPEC) --out DIR",
+            "--suspect SPEC --served STORE (--twins ESCROW | --teacher SPEC) --out DIR",
             "Add what is missing; `stillhouse audit twin --help` shows an example",
         )  # fmt: skip
 
@@ -133,7 +134,7 @@ def _lines(one: dict[str, Any] | Waiting | Begun, folder: Path) -> list[str]:
 def _power(settings: TwinSettings, *, as_json: bool) -> None:
     from stillhouse.audit.power import LEVELS, POWER, power_table
 
-    level = settings.alpha / settings.looks
+    level = settings.level / settings.looks
     rows = power_table(levels=tuple(dict.fromkeys([level, LEVELS[-1]])))
     head = ["share leaning to the served answer", "level", "pairs", "pairs, signs only"]
     cells = [

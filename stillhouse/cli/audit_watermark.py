@@ -33,13 +33,13 @@ def watermark(
     Parameters
     ----------
     suspect
-        Model spec.
+        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL.
     teacher
         Model spec whose vocabulary the key marks.
     key
         The key that answers were served under.
     prompts
-        Prompt files for the suspect to answer, in generation mode.
+        Prompt files or folders of them, for the suspect to answer in generation mode.
     served
         The store of answers served under the key, best those that the suspect's makers were given
         (`guard export`): read in reading mode, or with known windows.
@@ -114,8 +114,8 @@ def _text_of(teacher: str, runs: Path, progress: Progress) -> Any:
 
 
 def key(
-    file: Path,
     *,
+    out: Path,
     teacher: str | None = None,
     width: int = 2,
     gamma: float = 0.25,
@@ -127,8 +127,8 @@ def key(
 
     Parameters
     ----------
-    file
-        Where the key is kept; never overwritten.
+    out
+        The key's file; never overwritten.
     teacher
         Model spec whose vocabulary it marks: another's is then refused.
     width
@@ -147,9 +147,9 @@ def key(
         progress = make_progress(quiet=common.quiet)
         vocabulary = _text_of(teacher, runs, progress).vocabulary_hash
     mark = Watermark.fresh(width=width, gamma=gamma, delta=delta, tokenizer=vocabulary)
-    write_key(file, mark)
+    write_key(out, mark)
     emit(
-        {"key": str(file), **mark.facts()},
-        [f"{file} holds the key; publish its commitment now: {mark.commitment}"],
+        {"key": str(out), **mark.facts()},
+        [f"{out} holds the key; publish its commitment now: {mark.commitment}"],
         as_json=common.json,
     )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from stillhouse.cli.terminal import Common, emit
 from stillhouse.exchange import Exchange, Message, Request, Sampling, message
@@ -21,8 +24,8 @@ def chat(
     *,
     message: str | None = None,
     system: str | None = None,
-    temperature: float = 0.7,
-    max_tokens: int = 256,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 0.7,
+    max_tokens: Annotated[int, Parameter(validator=Number(gte=1))] = 256,
     seed: int | None = None,
     runs: Path = Path("runs"),
     common: Common = Common(),  # noqa: B008  (frozen)
@@ -36,13 +39,13 @@ def chat(
     message
         Say this one thing, print the answer and end. Standard input that is no terminal is read so.
     system
-        A system message to begin with.
+        The system prompt to begin with. Without it none is sent.
     temperature
         Sampling temperature; 0 is greedy.
     max_tokens
         Answer tokens allowed.
     seed
-        Makes the answers repeatable.
+        Random seed of the answers. Default: another each time.
     runs
         Where runs are kept.
     """

@@ -20,7 +20,7 @@ def collect(
     teacher: str | None = None,
     out: Path | None = None,
     settings: Annotated[CollectSettings, Parameter(name="*")] = CollectSettings(),  # noqa: B008
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Ask a teacher prompts, keep its answers and their log-probabilities.
@@ -31,7 +31,7 @@ def collect(
     Parameters
     ----------
     recipe
-        A recipe, in YAML, whose collect stage is run.
+        A recipe, in YAML, whose collect stage is run, in the place of --teacher, --prompts, --out.
     overrides
         Settings laid over the recipe, as key=value.
     teacher

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any, Literal
 
 from stillhouse.cli.evaluate import figures
 from stillhouse.cli.terminal import Common, emit, make_progress, plainly, table
@@ -21,7 +19,7 @@ Stage = Literal["collect", "train", "evaluate", "report"]
 def distill(
     recipe: Path,
     *overrides: str,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: bool = False,
     again: Stage | None = None,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:

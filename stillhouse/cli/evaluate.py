@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from stillhouse.cli.terminal import Common, emit, make_progress, table
 
@@ -15,7 +13,7 @@ __all__ = ["evaluate", "figures"]
 def evaluate(
     recipe: Path,
     *overrides: str,
-    again: Annotated[bool, Parameter(negative="")] = False,
+    again: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure how close the recipe's student came to its teacher.

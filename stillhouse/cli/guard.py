@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from stillhouse.cli.terminal import Common, duration, emit, make_progress, table
 from stillhouse.errors import ConfigError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["benchmark", "calibrate", "export", "scan", "simulate"]
 
 _BAD_SHARE = 0.01
+_BadShare = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
 def scan(
@@ -27,7 +29,7 @@ def scan(
     calibration: Path | None = None,
     key: Path | None = None,
     mapping: Path | None = None,
-    max_bad_share: float = _BAD_SHARE,
+    max_bad_share: _BadShare = _BAD_SHARE,
     settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
@@ -41,14 +43,15 @@ def scan(
     out
         The scan's folder; logs of later days are added to it.
     calibration
-        File of `guard calibrate`, of benign traffic of as many days.
+        File of `guard calibrate`, of benign traffic of as many days. Without it false alarms are
+        not known.
     key
         File of the secret that names are hashed with. Default: CALIBRATION.key where one is given,
         else OUT.key, made if missing.
     mapping
         YAML file that says what columns mean, for logs of no known format.
     max_bad_share
-        Largest share of unusable lines, 0 to 1, before the logs are refused.
+        Largest share of unusable records, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_scan
 
@@ -93,7 +96,7 @@ def calibrate(
     out: Path,
     key: Path | None = None,
     mapping: Path | None = None,
-    max_bad_share: float = _BAD_SHARE,
+    max_bad_share: _BadShare = _BAD_SHARE,
     settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
@@ -111,7 +114,7 @@ def calibrate(
     mapping
         YAML file that says what columns mean, for logs of no known format.
     max_bad_share
-        Largest share of unusable lines, 0 to 1, before the logs are refused.
+        Largest share of unusable records, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_calibrate
 
@@ -133,11 +136,11 @@ def calibrate(
 
 
 def export(
-    scan_dir: Path,
+    scan: Path,
     campaign: str,
     *,
     out: Path,
-    log: tuple[Path, ...] = (),
+    logs: tuple[Path, ...] = (),
     served: Path | None = None,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
@@ -145,14 +148,14 @@ def export(
 
     Parameters
     ----------
-    scan_dir
+    scan
         The folder that `guard scan` wrote.
     campaign
         Its id, as in campaigns.json.
     out
         The store.
-    log
-        Where the logs lie now, where they were moved; may be given repeatedly.
+    logs
+        Log files, stores, or folders of log files: where they lie now, if they were moved.
     served
         The store of what was served, whose twins lie in an escrow: its own exchanges are written
         for those of the logs, with all settings, so that the escrow's twins fit them.
@@ -160,7 +163,7 @@ def export(
     from stillhouse.guard.export import guard_export
 
     count, left_out = guard_export(
-        scan_dir, campaign, out=out, logs=log, served=served,
+        scan, campaign, out=out, logs=logs, served=served,
         progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
     result = {"exchanges": count, "left_out": left_out, "out": str(out)}
@@ -178,7 +181,7 @@ def simulate(
     rates: Path | None = None,
     prompts: tuple[Path, ...] = (),
     answers: Path | None = None,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Write labelled logs of simulated traffic, to measure detection on. Contacts nobody.

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import cyclopts
 from cyclopts.help import DefaultFormatter
 
 from stillhouse import __version__
-from stillhouse.errors import ConfigError, StillhouseError
+from stillhouse.errors import ConfigError, DataError, StillhouseError, nearest
 
 __all__ = ["app", "main"]
 
@@ -47,7 +48,7 @@ app = cyclopts.App(
     help_format="plaintext",  # loading a markdown renderer takes a tenth of `--help`
     help_epilogue="Every command takes --json (result on stdout) and --traceback (the stack behind "
     "an error message).",
-    default_parameter=cyclopts.Parameter(negative_iterable=()),
+    default_parameter=cyclopts.Parameter(negative=()),  # a flag is off, a list empty
 )
 _GROUPS = {
     "models": cyclopts.App(name="models", help="Manage the weights of embedded models."),
@@ -73,7 +74,7 @@ _VERBS = (
     ("models pull", "models:pull", "Fetch a model's weights once.", "smollm2-135m"),
     ("models show", "models:show", "Everything known about a model.", "smollm2-135m"),
     ("audit twin", "audit_twin:twin", "Does a suspect lean to the answers that were served?",
-     "--suspect hf:./model --exchanges served --twins escrow --out audit"),
+     "--suspect hf:./model --served served --twins escrow --out audit"),
     ("audit watermark", "audit_watermark:watermark", "Does a suspect carry a served watermark?",
      "--suspect hf:./model --teacher smollm2-135m --key mark.key --prompts prompts.jsonl "
      "--out audit"),
@@ -85,11 +86,11 @@ _VERBS = (
      "Recompute every number of a bundle from its raw lines; exit code 3 on any difference.",
      "audit"),
     ("audit redact", "audit_bundle:redact", "Copy a bundle with some raw lines withheld.",
-     "audit for-the-public --matching 'patient'"),
+     "audit --out for-the-public --matching 'patient'"),
     ("audit reveal", "audit_bundle:reveal", "Show the coins of some escrowed pairs.",
      "escrow served x1:0a1b2c..."),
     ("audit key", "audit_watermark:key", "Make a watermark's secret key.",
-     "mark.key --teacher smollm2-135m"),
+     "--out mark.key --teacher smollm2-135m"),
     ("guard scan", "guard:scan", "Find campaigns across the accounts of some logs.",
      "logs/ --out scan --calibration benign.cal"),
     ("guard calibrate", "guard:calibrate",
@@ -121,6 +122,10 @@ _EXTRAS = {
 """Package -> the extra that installs it: a plain installation has none of them."""
 
 
+_UNFIT_PATHS = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""A file where a folder is meant, and the reverse: whoever named the path has to act, not we."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -138,6 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _print_error(told, as_json="--json" in arguments)
         return told.exit_code
+    except _UNFIT_PATHS as error:
+        if error.filename is None or os.environ.get("STILLHOUSE_TRACEBACK"):
+            raise
+        told = DataError(
+            os.fsdecode(error.filename), error.strerror or type(error).__name__,
+            "a path that fits its option: a file or a folder, as its help says",
+            "Correct the path or its permissions",
+        )  # fmt: skip
+        _print_error(told, as_json="--json" in arguments)
+        return told.exit_code
     except KeyboardInterrupt:
         print("\nStopped. What was finished is kept; run the same command again.", file=sys.stderr)
         return 130
@@ -151,6 +166,8 @@ def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
     """What is wrong with a command line, in the four parts of our errors."""
     from pydantic import ValidationError
 
+    from stillhouse.config import expected_by
+
     command = " ".join(("stillhouse", *(error.command_chain or ())))
     look = f"See {command} --help"
     if isinstance(error.__cause__, ValidationError):
@@ -158,18 +175,58 @@ def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
         ours = first.get("ctx", {}).get("error")
         if isinstance(ours, ConfigError):  # of a check across several settings
             return ours
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        expected = first["msg"].removeprefix("Value error, ")
-        expected = expected.removeprefix("Input should be ").partition(", unable")[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        expected = expected_by(first["msg"])
         return ConfigError(f"{command}, {option}", repr(first["input"]), expected, look)
     argument = getattr(error, "argument", None)
-    if isinstance(error, cyclopts.MissingArgumentError) and argument is not None:
-        positional = argument.index is not None
-        name = argument.name.lstrip("-").upper() if positional else argument.name
+    name = "" if argument is None else argument.name
+    if argument is not None and argument.index is not None:
+        name = name.lstrip("-").upper()
+    if isinstance(error, cyclopts.MissingArgumentError) and name:
         return ConfigError(command, f"no {name}", f"a value for {name}", look)
+    if isinstance(error, cyclopts.CoercionError) and name and error.token:
+        found = repr(error.token.value)
+        return ConfigError(f"{command}, {name}", found, _kind(error.target_type), look)
+    if isinstance(error, cyclopts.ValidationError) and argument is not None:
+        expected = error.exception_message.removeprefix("Must be ").rstrip(".")
+        for sign, words in _SIGNS.items():
+            expected = expected.replace(sign, words)
+        found = ", ".join(repr(token.value) for token in argument.tokens)
+        return ConfigError(f"{command}, {name}", found, expected, look)
+    if isinstance(error, cyclopts.UnknownOptionError):
+        return _unknown_option(error, command)
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        many = " ".join(error.unused_tokens or ())
+        return ConfigError(command, f"'{many}' beside its arguments", "no more of them", look)
     found, _, hint = " ".join(str(error).split()).partition(". ")
     meant = hint.partition("?")[0] + "?" if hint.startswith("Did you mean") else look
     return ConfigError(command, found, f"what `{command} --help` shows", meant)
+
+
+_SIGNS = {
+    ">=": "greater than or equal to", "<=": "less than or equal to",
+    ">": "greater than", "<": "less than",
+}  # fmt: skip
+"""In cyclopts' bounds, and the words for them in pydantic's."""
+
+
+def _kind(wanted: Any) -> str:
+    """What a value has to be, in words."""
+    if get_origin(wanted) is Literal:
+        *others, last = [repr(choice) for choice in get_args(wanted)]
+        return f"{', '.join(others)} or {last}"
+    words = {int: "a whole number", float: "a number", bool: "no value, or true or false"}
+    return words.get(wanted, str(getattr(wanted, "__name__", wanted)))
+
+
+def _unknown_option(error: cyclopts.UnknownOptionError, command: str) -> ConfigError:
+    """The option nearest by its own letters: the dashes, which all have, make none alike."""
+    given = error.token.keyword or error.token.value
+    known = [name.removeprefix("--") for one in error.argument_collection for name in one.names
+             if name.startswith("--")]  # fmt: skip
+    meant = re.sub(r"(^Known: |, )(?=\w)", r"\1--", nearest(given.lstrip("-"), known))
+    meant = re.sub(r"'(.+)'", r"--\1", meant)
+    return ConfigError(command, f"no option {given}", f"what `{command} --help` shows", meant)
 
 
 def _without_extra(missing: ModuleNotFoundError) -> ConfigError | None:
@@ -197,7 +254,7 @@ def _print_error(error: StillhouseError, *, as_json: bool) -> None:
         }
         print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whoever said it
 
 
 if __name__ == "__main__":

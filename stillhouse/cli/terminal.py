@@ -27,10 +27,8 @@ _LINE_EVERY_SECONDS = 10.0
 class Common:
     """Options every command takes."""
 
-    json: Annotated[bool, Parameter(negative="", help="Print the result as JSON on stdout.")] = (
-        False
-    )
-    quiet: Annotated[bool, Parameter(negative="", help="No progress on stderr.")] = False
+    json: Annotated[bool, Parameter(help="Print the result as JSON on stdout.")] = False
+    quiet: Annotated[bool, Parameter(help="No progress on stderr.")] = False
 
 
 def emit(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from stillhouse.cli.terminal import Common, duration, emit, make_progress
 
@@ -15,7 +12,7 @@ __all__ = ["train"]
 def train(
     recipe: Path,
     *overrides: str,
-    again: Annotated[bool, Parameter(negative="")] = False,
+    again: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Train the recipe's student on the exchanges collected.

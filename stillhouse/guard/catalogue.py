@@ -148,7 +148,7 @@ class Catalogue:
 def is_still(log: Log, path: Path) -> bool:
     """Whether a path holds what was read of a log: to read it back there."""
     if log.kind in ("store", "parquet"):
-        return log.kind == "store" or log.head == _stamp(path)
+        return (path / "store.json").exists() if log.kind == "store" else log.head == _stamp(path)
     head = b"" if path.is_dir() else _head(path)[: log.head_bytes]
     return len(head) == log.head_bytes and _hash(head) == log.head and _fits_tail(log, path)
 

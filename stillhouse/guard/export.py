@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from stillhouse.errors import ConfigError, DataError, nearest
 from stillhouse.exchange import Exchange, canonical_json
 from stillhouse.guard.reread import read_back
+from stillhouse.guard.sources import files_of
 from stillhouse.report import Progress, Silent
 from stillhouse.store import Store
 
@@ -39,7 +40,7 @@ def guard_export(
         scan: the scan's folder.
         campaign: id, as in campaigns.json.
         out: the store; exchanges that are there already are kept once.
-        logs: where the logs lie now, if they were moved.
+        logs: where the logs lie now, if they were moved: files, stores or folders of files.
         served: the provider's store of what it served; its exchanges with the prompts of the logs
             are written.
         progress: told how far it is.
@@ -62,12 +63,13 @@ def guard_export(
             f"campaign '{campaign}'", f"none of that name in {scan}",
             f"one of {', '.join(known[:5]) or 'none at all'}", nearest(campaign, known),
         )  # fmt: skip
+    moved = list(files_of(logs))  # before anything is written, as is the store of what was served
     refs = zip(own["file"].to_pylist(), own["offset"].to_pylist(), strict=True)
     progress.start("reading the logs again", own.num_rows, "exchanges")
     if served is not None:
-        Store(served, "r").close()  # before anything is written
+        Store(served, "r").close()
     left_out = Counter[str]()
-    found: Iterable[Exchange] = read_back(scan, refs, logs, left_out=left_out)
+    found: Iterable[Exchange] = read_back(scan, refs, moved, left_out=left_out)
     if served is not None:
         found = _as_served(found, served, left_out)
     done = 0

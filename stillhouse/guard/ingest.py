@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from stillhouse.guard.catalogue import Catalogue, adding
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.reading import PieceRead, read_all, write_part
 from stillhouse.guard.seen import Seen
-from stillhouse.guard.sources import Piece, kind_of, pieces
+from stillhouse.guard.sources import Piece, files_of, kind_of, pieces
 from stillhouse.log_formats import recognise
 from stillhouse.log_records import BadLine, parse
 
@@ -95,7 +95,7 @@ def ingest(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            work = _plan(_files(logs), catalogue, mapping, max_line, done)
+            work = _plan(files_of(logs), catalogue, mapping, max_line, done)
             run = _Run(catalogue, into, staging, done)
             workers = workers or os.cpu_count() or 1
             for number, read in enumerate(read_all(work, key, staging, workers), 1):
@@ -110,20 +110,6 @@ def ingest(
 
 
 # ---- what is to be read ----
-
-
-def _files(logs: Iterable[Path]) -> Iterator[Path]:
-    for path in logs:
-        if path.is_dir() and not (path / "store.json").exists():
-            inside = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            found = sorted(inside)
-            if not found:
-                raise DataError(str(path), "no files", "log files, or a store", "Check the path")
-            yield from found
-        elif path.exists():
-            yield path
-        else:
-            raise DataError(str(path), "no such file", "a log file or a store", "Check the path")
 
 
 def _plan(

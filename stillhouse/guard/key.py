@@ -20,7 +20,9 @@ KEY_BYTES = 32
 NOTHING = bytes(8)
 """Hash of what is not recorded: 0."""
 _REMEMBERED, _LONGEST_REMEMBERED = 65_536, 256
-_MAKE = "Make one with `write_key`, and keep it as long as the events that are hashed with it"
+_MAKE = (
+    "Name the key of the calibration or scan; where there is none yet, leave --key out: one is made"
+)
 
 
 def write_key(path: Path) -> bytes:

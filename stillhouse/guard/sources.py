@@ -8,7 +8,7 @@ positions for a store. Lines are read in pieces that other processes can take.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from stillhouse.log_records import BadLine, LogRecord, parse
 from stillhouse.record import plain
 from stillhouse.store import Store
 
-__all__ = ["Found", "Piece", "Unfinished", "kind_of", "pieces", "read"]
+__all__ = ["Found", "Piece", "Unfinished", "files_of", "kind_of", "pieces", "read"]
 
 _PIECE_BYTES = 32 * 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -54,6 +54,25 @@ class Piece:
     stop: int | None = None
     mapping: MappingSettings | None = None
     max_line: int = log_files.MAX_LINE_BYTES
+
+
+def files_of(logs: Iterable[Path]) -> Iterator[Path]:
+    """The files and stores that the named paths stand for, folders sorted.
+
+    Raises:
+        DataError: a path that is not there, or a folder without files.
+    """
+    for path in logs:
+        if path.is_dir() and not (path / "store.json").exists():
+            inside = (p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            found = sorted(inside)
+            if not found:
+                raise DataError(str(path), "no files", "log files, or a store", "Check the path")
+            yield from found
+        elif path.exists():
+            yield path
+        else:
+            raise DataError(str(path), "no such file", "a log file or a store", "Check the path")
 
 
 def kind_of(path: Path, mapping: MappingSettings | None) -> str:

@@ -331,6 +331,6 @@ def test_a_time_that_is_none_is_refused(time):
 
 def test_three_samples_are_the_least():
     with pytest.raises(ValidationError):
-        IdentitySettings(candidate="openai", samples=2)
-    asked = IdentitySettings(candidate="openai", samples=4)
+        IdentitySettings(candidate="openai", samples_per_prompt=2)
+    asked = IdentitySettings(candidate="openai", samples_per_prompt=4)
     assert identity_plan(asked, suspect="s", controls=())["samples"] == 4

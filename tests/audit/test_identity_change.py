@@ -146,7 +146,7 @@ def test_audits_without_common_questions_are_refused():
 @pytest.mark.parametrize(
     ("key", "options"),
     [
-        ("system", {"system": "Be brief."}), ("samples", {"samples": 4}),
+        ("system", {"system": "Be brief."}), ("samples", {"samples_per_prompt": 4}),
         ("sampling", {"temperature": 0.5}), ("candidate", {"candidate": "anthropic"}),
         ("candidate", {"names": ("Orion",)}),
     ],

@@ -62,7 +62,7 @@ def plan(mark: Watermark = MARK, **more: Any) -> dict[str, Any]:
     settings = WatermarkSettings()
     return {
         "test": "watermark", "suspect": "somebody", "mode": "generation",
-        "watermark": {**mark.facts(), "tokenizer": "t1:words"}, "pairs": settings.pairs,
+        "watermark": {**mark.facts(), "tokenizer": "t1:words"}, "pairs": settings.token_pairs,
         "known_windows": False, "alpha": 0.01, "looks": 1, "decoys": {"count": 99, "seed": 7},
     } | more  # fmt: skip
 
@@ -410,7 +410,8 @@ def audit(out: Path, suspect: Any = None, **more: Any) -> dict[str, Any]:
 
 
 def test_an_innocent_is_asked_and_the_bundle_verifies(tmp_path: Path) -> None:
-    found = audit(tmp_path / "one", settings={"samples": 2})
+    twice = {"samples_per_prompt": 2}
+    found = audit(tmp_path / "one", settings=twice)
     assert found["verdict"] == words.NONE_FOUND
     assert found["suspect"] == "scripted:bigram"
     checked = verify(tmp_path / "one", {"watermark": evidence})
@@ -420,9 +421,9 @@ def test_an_innocent_is_asked_and_the_bundle_verifies(tmp_path: Path) -> None:
     answers = [json.loads(line) for line in (sealed / "answers.jsonl").read_text().splitlines()]
     assert sorted(line["number"] for line in answers) == list(range(140))
     assert {line["prompt"] for line in answers} == set(range(70))
-    again = audit(tmp_path / "two", settings={"samples": 2})  # the same seeds, the same answers
+    again = audit(tmp_path / "two", settings=twice)  # the same seeds, the same answers
     assert again == found
-    assert audit(tmp_path / "one", settings={"samples": 2}) == found  # sealed: not asked again
+    assert audit(tmp_path / "one", settings=twice) == found  # sealed: not asked again
 
 
 def test_verification_needs_no_torch(tmp_path: Path) -> None:
@@ -456,7 +457,7 @@ def test_an_audit_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
 
 def test_nothing_more_is_asked_once_there_are_pairs_enough(tmp_path: Path) -> None:
-    found = audit(tmp_path, settings={"pairs": 200}, prompts=prompts(300))
+    found = audit(tmp_path, settings={"token_pairs": 200}, prompts=prompts(300))
     answers = (tmp_path / "sealed" / "answers.jsonl").read_text().count("\n")
     assert found["n"] == 200
     assert answers == 64
@@ -628,9 +629,9 @@ def test_another_key_or_plan_does_not_go_on_with_a_bundle(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="commitment"):
         audit(tmp_path, watermark=replace(OWN, key=bytes(32)))
     with pytest.raises(ConfigError, match="alpha"):
-        audit(tmp_path, settings={"alpha": 0.05})
+        audit(tmp_path, settings={"level": 0.05})
     audit(tmp_path)
-    for change in ({"settings": {"alpha": 0.05}}, {"prompts": prompts(71)}):
+    for change in ({"settings": {"level": 0.05}}, {"prompts": prompts(71)}):
         with pytest.raises(ConfigError, match="sealed already"):
             audit(tmp_path, **change)
 

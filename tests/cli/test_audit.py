@@ -28,7 +28,7 @@ def bundle(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def given(asked: Path) -> list[str]:
-    return ["--exchanges", str(asked / "served"), "--twins", str(asked / "escrow")]
+    return ["--served", str(asked / "served"), "--twins", str(asked / "escrow")]
 
 
 def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
@@ -69,13 +69,15 @@ def test_a_redacted_copy_keeps_the_seal_and_says_that_numbers_cannot_be_recomput
     bundle: Path, tmp_path: Path, capsys: Any
 ) -> None:
     copy = str(tmp_path / "copy")
-    code, out, _ = run(capsys, "audit", "redact", str(bundle), copy, "--matching", "number 7")
+    code, out, _ = run(
+        capsys, "audit", "redact", str(bundle), "--out", copy, "--matching", "number 7"
+    )
     assert (code, out.startswith("1 lines")) == (0, True)
     code, out, _ = run(capsys, "audit", "verify", copy)
     assert code == 3
     assert "The seal holds" in out
     assert "withheld" in out
-    wrong = run(capsys, "audit", "redact", str(bundle), str(tmp_path / "x"), "--matching", "(")
+    wrong = run(capsys, "audit", "redact", str(bundle), "--out", "x", "--matching", "(")
     assert wrong[0] == 2
 
 
@@ -129,14 +131,14 @@ def test_a_batch_says_what_it_waits_for_and_what_it_discloses(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["twin"], 2, "no --exchanges, --out, --suspect"),
-        (["twin", "--exchanges", "no", "--out", "o", "--suspect", "scripted:bigram"], 2, "twins"),
+        (["twin"], 2, "no --served, --out, --suspect"),
+        (["twin", "--served", "no", "--out", "o", "--suspect", "scripted:bigram"], 2, "twins"),
         (["twin", "--acces", "text"], 2, ""),
         (["watermark"], 2, "no --suspect, --teacher, --key, --out, --prompts"),
         (["watermark", "--mode", "reading"], 2, "--served"),
         (["verify", "nothing-here"], 3, "nothing-here"),
         (["change", "a", "b"], 3, "evidence.json"),
-        (["key", "k", "--teacher", "scripted:bigram"], 2, "tokenizer is not at hand"),
+        (["key", "--out", "k", "--teacher", "scripted:bigram"], 2, "tokenizer is not at hand"),
     ],
 )
 def test_wrong_input_is_named(
@@ -151,10 +153,10 @@ def test_wrong_input_is_named(
 
 def test_a_key_is_made_once_and_its_commitment_printed(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "mark.key"
-    code, out, _ = run(capsys, "audit", "key", str(file), "--width", "1")
+    code, out, _ = run(capsys, "audit", "key", "--out", str(file), "--width", "1")
     assert code == 0
     assert json.loads(file.read_text())["commitment"] in out
-    assert run(capsys, "audit", "key", str(file))[0] == 3
+    assert run(capsys, "audit", "key", "--out", str(file))[0] == 3
 
 
 def test_an_identity_audit_ends_in_a_verified_bundle(tmp_path: Path, capsys: Any) -> None:

@@ -22,11 +22,26 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Erro
         (["chat", "x", "--runs"], "stillhouse chat", "no --runs"),
         (["distill", "r", "--agian"], "stillhouse distill", "Did you mean --again?"),
         (["guard", "scan", "--bin-hours", "x", "--out", "o"], "stillhouse guard scan, --bin-hours",
-         "'x'. Expected a valid number"),
+         "'x'. Expected a number"),
         (["audit", "twin", "--pairs", "5000"], "stillhouse audit twin, --pairs",
          "'5000'. Expected less than or equal to 2000. See stillhouse audit twin --help"),
         (["collect", "r.yaml", "--exchanges", "5"], "stillhouse collect",
          "options beside a recipe"),
+        (["audit", "twin", "--samples", "5"], "stillhouse audit twin",
+         "no option --samples. Expected what `stillhouse audit twin --help` shows. "
+         "Did you mean --samples-per-prompt?"),
+        (["audit", "twin", "--exchanges", "served"], "stillhouse audit twin", "Known: --access, "),
+        (["chat", "x", "--temperature", "hot"], "stillhouse chat, --temperature",
+         "'hot'. Expected a number. See"),
+        (["chat", "x", "--temperature", "-1"], "stillhouse chat, --temperature",
+         "'-1'. Expected greater than or equal to 0. See"),
+        (["models", "pull", "x", "--source", "web"], "stillhouse models pull, --source",
+         "'web'. Expected 'index' or 'hub'. See"),
+        (["audit", "verify", "a", "b", "c"], "stillhouse audit verify",
+         "'b c' beside its arguments"),
+        (["guard", "scan", "l", "--out", "o", "--max-bad-share", "2"],
+         "stillhouse guard scan, --max-bad-share", "'2'. Expected less than or equal to 1. See"),
+        (["collect", "--json=3"], "stillhouse collect, --json", "Expected no value, or true"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("as_json", [False, True])
@@ -53,6 +68,7 @@ def test_every_command_shows_an_example_of_itself(
     shown = " ".join(capsys.readouterr().out.split())
     assert f"Example: stillhouse {verb}" in shown
     assert "--empty-" not in shown
+    assert "--no-" not in shown
 
 
 def test_help_flows_whatever_the_source_is_indented_by(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +77,20 @@ def test_help_flows_whatever_the_source_is_indented_by(capsys: pytest.CaptureFix
     rest = [line[1:] for line in options if line.startswith("│") and "--" not in line]
     assert len(rest) > 10
     assert len({len(line) - len(line.lstrip()) for line in rest}) == 1
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_TRACEBACK", "")
+    taken = tmp_path / "taken"
+    taken.write_text("{}")
+    logs = [str(Path(__file__).parent), "--out", str(taken)]
+    assert main(["guard", "scan", *logs, "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {taken}: File exists. Expected a path that fits its option")
+    with pytest.raises(FileExistsError):
+        main(["guard", "scan", *logs, "--quiet", "--traceback"])
 
 
 def test_an_error_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

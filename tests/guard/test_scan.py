@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -189,9 +190,18 @@ def test_a_campaigns_exchanges_are_exported_from_the_logs(range_: Path, tmp_path
     guard_export(found.folder, one["id"], out=tmp_path / "out", served=tmp_path / "unlike")
     with Store(tmp_path / "out", "r") as store, Store(tmp_path / "unlike", "r") as unlike:
         assert store.ids() == {e.id for e in unlike if e.prompt in prompts_asked}
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="no-store"):
         guard_export(found.folder, one["id"], out=tmp_path / "none", served=tmp_path / "no-store")
+    with pytest.raises(DataError, match="no-logs"):
+        guard_export(found.folder, one["id"], out=tmp_path / "none", logs=[tmp_path / "no-logs"])
     assert not (tmp_path / "none").exists()
+    shutil.move(tmp_path / "traffic" / "logs", tmp_path / "moved")
+    with pytest.raises(DataError, match="Name where it lies now with --logs"):
+        guard_export(found.folder, one["id"], out=tmp_path / "late")
+    late, _ = guard_export(
+        found.folder, one["id"], out=tmp_path / "late", logs=[tmp_path / "moved"]
+    )
+    assert late == count
 
 
 @pytest.mark.parametrize("name", ['<img src=x onerror="a()">', "\x1b[31mred\x1b[0m", "a‮b"])
