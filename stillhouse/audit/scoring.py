@@ -69,12 +69,12 @@ _ROLES = {"suspect": "the suspect", "teacher": "the teacher", "repeat": "the sus
 def _score_group(model: Model, role: str, group: Sequence[Line]) -> list[dict[str, Any]]:
     """A line for each pair and side; of what cannot be read, one without values.
 
-    Of a pair, the side whose text has the lower hash is read first: whatever a model's engine makes
-    of the order says nothing of which was served.
+    Of a pair, the side whose answer has the lower hash is read first: a model may read both after
+    one prompt, and whatever its engine makes of the order says nothing of which was served.
     """
     places, texts = [], []
     for pair in group:
-        sides = sorted(SIDES, key=lambda side: seed_from(canonical_json(pair[side]["response"])))
+        sides = sorted(SIDES, key=lambda side: _answer_hash(pair[side]))
         places += [(pair["exchange"], side) for side in sides]
         texts += [_bare(pair[side]) for side in sides]
     try:
@@ -99,6 +99,11 @@ def _one_by_one(
             failed += 1
             if failed == len(texts):  # nothing was wrong with one of them: the model is gone
                 raise
+
+
+def _answer_hash(line: Line) -> int:
+    """Of what is read of an answer: the same words may have ended differently."""
+    return seed_from(canonical_json([line["response"], line.get("finish_reason")]))
 
 
 def _bare(line: Line) -> Exchange:

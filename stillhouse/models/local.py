@@ -26,7 +26,7 @@ from stillhouse.models import local_llama
 from stillhouse.models.base import Capabilities, Failure, Need, Scored, require
 from stillhouse.models.local_draw import Shape, log_normaliser, most_likely, uniforms
 from stillhouse.models.local_general import GeneralNetwork
-from stillhouse.models.local_network import Network, matmul_dtype
+from stillhouse.models.local_network import Answered, Network, matmul_dtype
 from stillhouse.models.local_sampler import Finished, Job, Limits, sample
 from stillhouse.models.local_text import ChatText
 from stillhouse.models.local_watermark import make_mark
@@ -34,7 +34,12 @@ from stillhouse.watermark import Watermark
 
 __all__ = ["LocalModel", "hub_folder"]
 
-_SCORE_TOKENS = 4096  # tokens read through at once when scoring: about 300 MB of activations
+# Tokens read through at once when scoring: some 300 MB of activations, masks of at most 100 MB.
+_SCORE_TOKENS = 4096
+# Answers in one row do not see one another: attention computes those pairs of tokens, masked.
+# So many, one token of each answer, take as long as reading a token again (measured with
+# SmolLM2-135M: 1,200; more in wider models).
+_MASKED_PAIRS = 1000
 _PENALTIES = (("frequency_penalty", 0.0), ("presence_penalty", 0.0), ("repeat_penalty", 1.0))
 
 
@@ -292,31 +297,25 @@ class LocalModel:
     def _read(
         self, exchanges: Sequence[Exchange]
     ) -> Iterator[tuple[int, list[int], Iterator[tuple[int, torch.Tensor]]]]:
-        """(index, answer ids, chunks of (answer position, logits)); alike lengths go together."""
+        """(index, answer ids, chunks of (answer position, logits)); a prompt is read once for its
+        answers.
+        """
         prompts = [self.render(exchange.prompt, exchange.tools) for exchange in exchanges]
         answers = [self.answer_ids(exchange) for exchange in exchanges]
-        order = sorted(range(len(exchanges)), key=lambda i: len(prompts[i]) + len(answers[i]))
-        for index in order:
-            length = len(prompts[index]) + len(answers[index])
+        for exchange, prompt, answer in zip(exchanges, prompts, answers, strict=True):
+            length = len(prompt) + len(answer)
             if length > self._config["max_position_embeddings"]:
                 raise ModelError(
-                    f"exchange {exchanges[index].id}", f"{length} tokens, prompt and answer",
+                    f"exchange {exchange.id}", f"{length} tokens, prompt and answer",
                     f"at most the context of {self._config['max_position_embeddings']}",
                     "Leave it out, or choose a model with a longer context",
                 )  # fmt: skip
-            if not answers[index]:
-                yield index, [], iter(())
-        full = [index for index in order if answers[index]]
-        while full:
-            longest = len(prompts[full[-1]]) + len(answers[full[-1]])
-            count = max(1, _SCORE_TOKENS // longest)
-            group, full = full[-count:], full[:-count]
-            sequences = [prompts[i] + answers[i] for i in group]
-            starts = [len(prompts[i]) for i in group]
-            chunks = self.engine.logits(sequences, starts)
-            coming = _Ahead(chunks)
-            for place, index in enumerate(group):
-                yield index, answers[index], coming.of(place, starts[place])
+        yield from ((index, [], iter(())) for index, answer in enumerate(answers) if not answer)
+        for rows in _together(prompts, answers):
+            texts = [Answered(prompts[row[0]], [answers[i] for i in row]) for row in rows]
+            coming = _Ahead(self.engine.logits(texts))
+            for place, index in enumerate(index for row in rows for index in row):
+                yield index, answers[index], coming.of(place)
 
     # ---- ending ----
 
@@ -339,18 +338,51 @@ class LocalModel:
         self.close()
 
 
+def _together(
+    prompts: Sequence[list[int]], answers: Sequence[list[int]]
+) -> Iterator[list[list[int]]]:
+    """Which exchanges are read through at once: rows of answers to the same prompt, in the order
+    given, as long as that is cheaper than reading it again; rows of like width, the widest first.
+    Empty answers are left out.
+    """
+    same: dict[tuple[int, ...], list[int]] = {}
+    for index, answer in enumerate(answers):
+        if answer:
+            same.setdefault(tuple(prompts[index]), []).append(index)
+    rows: list[list[int]] = []
+    for prompt, asked in same.items():
+        beside = 0  # answer tokens in the last row
+        for index in asked:
+            size = len(answers[index])
+            cheap = beside * size <= _MASKED_PAIRS * len(prompt)
+            if not beside or not cheap or len(prompt) + beside + size > _SCORE_TOKENS:
+                rows.append([])
+                beside = 0
+            rows[-1].append(index)
+            beside += size
+
+    def width(row: list[int]) -> int:
+        return len(prompts[row[0]]) + sum(len(answers[index]) for index in row)
+
+    rows.sort(key=width)
+    while rows:
+        count = max(1, _SCORE_TOKENS // width(rows[-1]))
+        yield rows[-count:]
+        del rows[-count:]
+
+
 class _Ahead:
-    """Splits a stream of (sequence, position, logits) by sequence without holding it."""
+    """Splits a stream of (answer, position, logits) by answer without holding it."""
 
     def __init__(self, chunks: Iterator[tuple[int, int, torch.Tensor]]) -> None:
         self._chunks = chunks
         self._next = next(chunks, None)
 
-    def of(self, place: int, start: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """The chunks of one sequence, positions counted from its answer's beginning."""
+    def of(self, place: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The chunks (position, logits) of one answer."""
         while self._next is not None and self._next[0] <= place:
             at, position, logits = self._next
-            if at == place:  # chunks of a sequence that the caller skipped are let go
-                yield position - start, logits
+            if at == place:  # chunks of an answer that the caller skipped are let go
+                yield position, logits
             del logits
             self._next = next(self._chunks, None)

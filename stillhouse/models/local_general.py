@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from stillhouse.models.local_network import Answered
+
 __all__ = ["GeneralNetwork", "GeneralWave"]
 
 _HEAD_ROWS = 512  # logits rows at a time when scoring: 100 MB of float32 at 49,152 words
@@ -93,20 +95,20 @@ class GeneralNetwork:
         return out.logits[:, -1].float().cpu()
 
     @torch.inference_mode()
-    def logits(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
-    ) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Chunks (sequence, position, logits (n, V)) from each sequence's start on.
+    def logits(self, texts: Sequence[Answered]) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Chunks (answer, position, logits (n, V)) of each answer.
 
-        A long answer is read through again for each chunk: memory before time.
+        Each answer is read with its prompt by itself, a long one again for each chunk: memory
+        before time.
         """
-        for index, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-            ids = torch.tensor([list(sequence[:-1])], device=self._module.device)
-            for position in range(start, len(sequence), _HEAD_ROWS):
-                end = min(position + _HEAD_ROWS, len(sequence))
-                rows = torch.arange(position - 1, end - 1, device=ids.device)
+        apart = [(prompt, answer) for prompt, answers in texts for answer in answers]
+        for at, (prompt, answer) in enumerate(apart):
+            ids = torch.tensor([[*prompt, *answer[:-1]]], device=self._module.device)
+            for position in range(0, len(answer), _HEAD_ROWS):
+                end = min(position + _HEAD_ROWS, len(answer))
+                rows = torch.arange(position, end, device=ids.device) + len(prompt) - 1
                 if self._keeps:
                     found = self._module(input_ids=ids, use_cache=False, logits_to_keep=rows).logits
                 else:
                     found = self._module(input_ids=ids, use_cache=False).logits[:, rows]
-                yield index, position, found[0].float().cpu()
+                yield at, position, found[0].float().cpu()

@@ -3,8 +3,9 @@
 In: token ids. Out: logits equal to transformers' to about 1e-4 (held by a test). What it saves
 against its modules: torch's own float32 product, two thirds as fast as oneDNN with packed weights
 where rows are few (130 to 170 against 205 GFLOP/s at 128 rows on two AMD cores); repeating keys and
-values for grouped heads; growing the cache by copying; and computing a common beginning of prompts
-(the template's system prompt) for every row. Anything but a plain Llama is refused (`fits`).
+values for grouped heads; growing the cache by copying; computing a common beginning of prompts (the
+template's system prompt) for every row; and a prompt for each of its answers that are given
+(`local_layout.py`). Anything but a plain Llama is refused (`fits`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
-from stillhouse.models.local_network import common_prefix
+from stillhouse.models.local_layout import Layout
+from stillhouse.models.local_network import Answered, common_prefix
 
 __all__ = ["LlamaWave", "PackedLlama", "fits"]
 
@@ -217,119 +219,90 @@ class PackedLlama:
         distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
         place = {prompt: index for index, prompt in enumerate(distinct)}
         source = torch.tensor([place[tuple(prompt)] for prompt in prompts])
-        batch = _Batch(distinct, self._common(distinct))
+        layout = Layout([Answered(prompt, ()) for prompt in distinct], self._common(distinct))
         # every token of every row of the wave: its row, its column, and where it is computed
         rows = [(r, int(s)) for r, s in enumerate(source)]
-        row = torch.cat([torch.full((batch.sizes[s],), r) for r, s in rows])
-        flat = torch.cat([torch.arange(batch.sizes[s]) + batch.firsts[s] for _, s in rows])
+        row = torch.cat([torch.full((layout.sizes[s],), r) for r, s in rows])
+        flat = torch.cat([torch.arange(layout.sizes[s]) + layout.firsts[s] for _, s in rows])
         shift = wave.filled - wave.positions
-        column = batch.positions[flat] + shift[row]
-        common = batch.common
+        column = layout.positions[flat] + shift[row]
+        common = layout.common
         prefix_row = torch.arange(len(prompts)).repeat_interleave(common)
         prefix_column = torch.arange(common).repeat(len(prompts)) + shift[prefix_row]
 
         def keep(layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
             keys, values = wave.keys[layer], wave.values[layer]
             keys[row, :, column], values[row, :, column] = k[flat], v[flat].to(values.dtype)
-            if batch.prefix:
-                k0, v0 = (part.transpose(0, 1) for part in batch.prefix[layer])
+            if layout.prefix:
+                k0, v0 = (part.transpose(0, 1) for part in layout.prefix[layer])
                 v0 = v0.to(values.dtype)
                 keys[prefix_row, :, prefix_column] = k0.repeat(len(prompts), 1, 1)
                 values[prefix_row, :, prefix_column] = v0.repeat(len(prompts), 1, 1)
 
-        hidden = self._read_through(batch, keep)
-        lasts = torch.tensor(batch.firsts) + torch.tensor(batch.sizes) - 1
-        return wave, self._head(hidden[lasts])[source]
+        hidden = self._read_through(layout, keep)
+        return wave, self._head(hidden[layout.lasts])[source]
 
     @torch.inference_mode()
-    def logits(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
-    ) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Chunks (sequence, position, logits (n, V)) from each sequence's start on."""
-        distinct = [tuple(sequence[:-1]) for sequence in sequences]  # the last predicts nothing
-        shortest = min(starts) - 1  # hidden states from there on are needed
-        batch = _Batch(distinct, self._common(distinct, shortest))
-        hidden = self._read_through(batch, None)
-        common = batch.common
-        for index, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-            offset = batch.firsts[index] - common - 1
-            for position in range(start, len(sequence), _HEAD_ROWS):
-                end = min(position + _HEAD_ROWS, len(sequence))
-                yield index, position, self._head(hidden[offset + position : offset + end])
+    def logits(self, texts: Sequence[Answered]) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Chunks (answer, position, logits (n, V)) of each answer; a prompt is computed once."""
+        layout = Layout(texts, self._common([tuple(text.prompt) for text in texts]))
+        hidden = self._read_through(layout, None)
+        for answer, predicting in enumerate(layout.predicting):
+            for position in range(0, len(predicting), _HEAD_ROWS):
+                rows = predicting[position : position + _HEAD_ROWS]
+                yield answer, position, self._head(hidden[rows])
 
     def _common(
-        self, sequences: Sequence[tuple[int, ...]], at_most: int | None = None
+        self, prompts: Sequence[tuple[int, ...]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values (kv heads, P, head) of each layer for the sequences' common beginning.
+        """Keys and values (kv heads, P, head) of each layer for the prompts' common beginning.
 
         Empty when there is none worth it. The last one is kept: a template repeats its own.
         """
-        if len(sequences) < 2:
+        if len(prompts) < 2:
             return []
-        # each row computes at least one token
-        same = min(common_prefix(sequences), min(map(len, sequences)) - 1)
-        same = same if at_most is None else min(same, at_most)
+        # each row computes at least its prompt's last token
+        same = min(common_prefix(prompts), min(map(len, prompts)) - 1)
         if same < _SHORTEST_PREFIX:
             return []
-        prefix = sequences[0][:same]
+        prefix = prompts[0][:same]
         if self._prefix[0] != prefix:
             kept: list[tuple[torch.Tensor, torch.Tensor]] = []
             self._read_through(
-                _Batch([prefix], []),
+                Layout([Answered(prefix, ())], []),
                 lambda _, k, v: kept.append((k.transpose(0, 1), v.transpose(0, 1))),
             )
             self._prefix = (prefix, kept)
         return self._prefix[1]
 
     def _read_through(
-        self, batch: _Batch, keep: Callable[[int, torch.Tensor, torch.Tensor], None] | None
+        self, layout: Layout, keep: Callable[[int, torch.Tensor, torch.Tensor], None] | None
     ) -> torch.Tensor:
-        """Hidden states (N, hidden) of all tokens of a batch; linear layers see no padding."""
-        spread = (len(batch.sizes), max(batch.sizes))
-        common = batch.common
-        mask = None
-        if common:  # the prefix is seen by all, the rest as in a triangle
-            mask = torch.ones(spread[1], common + spread[1], dtype=torch.bool).tril(common)
+        """Hidden states (N, hidden) of all tokens of a layout; linear layers see no padding."""
+        spread = (len(layout.sizes), max(layout.sizes))
+        common, mask = layout.common, layout.mask()
 
         # Each layer writes these anew; what no token stands on stays zero, as NaN would spread.
         wide_q = torch.zeros(*spread, self.heads, self.head_dim)
         wide_k, wide_v = torch.zeros(
             2, spread[0], common + spread[1], self.kv_heads, self.head_dim
         ).unbind()
-        at = (batch.rows, batch.columns + common)
+        at = (layout.rows, layout.columns + common)
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             if keep:
                 keep(layer, k, v)
-            wide_q[batch.rows, batch.columns], wide_k[at], wide_v[at] = q, k, v
+            wide_q[layout.rows, layout.columns], wide_k[at], wide_v[at] = q, k, v
             if common:
-                k0, v0 = batch.prefix[layer]
+                k0, v0 = layout.prefix[layer]
                 wide_k[:, :common], wide_v[:, :common] = k0.transpose(0, 1), v0.transpose(0, 1)
             seen = F.scaled_dot_product_attention(
                 wide_q.transpose(1, 2), wide_k.transpose(1, 2), wide_v.transpose(1, 2),
                 attn_mask=mask, is_causal=mask is None, enable_gqa=True, scale=1.0,
             )  # fmt: skip
-            return seen.transpose(1, 2)[batch.rows, batch.columns].flatten(1)
+            return seen.transpose(1, 2)[layout.rows, layout.columns].flatten(1)
 
-        return self._forward(batch.ids, batch.positions, attend)
-
-
-class _Batch:
-    """Sequences without their common beginning, laid end to end."""
-
-    def __init__(
-        self,
-        sequences: Sequence[tuple[int, ...]],
-        prefix: list[tuple[torch.Tensor, torch.Tensor]],
-    ) -> None:
-        self.prefix = prefix
-        self.common = common = prefix[0][0].shape[1] if prefix else 0
-        self.sizes = [len(sequence) - common for sequence in sequences]
-        self.firsts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        self.ids = torch.tensor([token for s in sequences for token in s[common:]])
-        self.rows = torch.arange(len(sequences)).repeat_interleave(torch.tensor(self.sizes))
-        self.columns = torch.cat([torch.arange(size) for size in self.sizes])
-        self.positions = self.columns + common
+        return self._forward(layout.ids, layout.positions, attend)
 
 
 class _Tensors:

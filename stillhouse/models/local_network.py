@@ -7,11 +7,11 @@ everything transformers can load. Nothing here knows text, requests or exchanges
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
-__all__ = ["Network", "Wave", "common_prefix", "matmul_dtype"]
+__all__ = ["Answered", "Network", "Wave", "common_prefix", "matmul_dtype"]
 
 
 def matmul_dtype(name: str) -> torch.dtype:
@@ -34,6 +34,15 @@ def common_prefix(sequences: Sequence[Tokens]) -> int:
     low, high = min(sequences), max(sequences)  # the two that differ first
     pairs = zip(low, high, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(low), len(high)))
+
+
+class Answered(NamedTuple):
+    """A prompt and answers to it that are given, as token ids."""
+
+    prompt: Sequence[int]
+    """At least one token."""
+    answers: Sequence[Sequence[int]]
+    """Each continues the prompt and knows nothing of the others."""
 
 
 class Wave(Protocol):
@@ -76,10 +85,9 @@ class Network(Protocol[W]):
         """The logits (N, V) after each of the N rows of all waves took its token (N,)."""
         ...
 
-    def logits(
-        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
-    ) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Chunks (sequence, position, logits (n, V)): the distributions of tokens `position` to
-        `position + n` of that sequence, from its start on. Memory is bounded by the chunk.
+    def logits(self, texts: Sequence[Answered]) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Chunks (answer, position, logits (n, V)): the distributions of tokens `position` to
+        `position + n` of that answer, in order; answers are counted through all texts, positions
+        from the answer's beginning. Memory is bounded by the texts and the chunk.
         """
         ...

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,21 @@ import pytest
 import torch
 
 from stillhouse.errors import CapabilityError, ModelError, TransportError
-from stillhouse.exchange import Exchange, Message, Part, Request, Tool, ToolCall, message
+from stillhouse.exchange import (
+    Exchange,
+    Message,
+    Part,
+    Request,
+    Response,
+    Tool,
+    ToolCall,
+    message,
+)  # fmt: skip
 from stillhouse.models.base import Failure, Model
 from stillhouse.models.dequantise import dequantised_folder
 from stillhouse.models.local import LocalModel, hub_folder
+from stillhouse.models.local_general import GeneralNetwork
+from stillhouse.models.local_network import Answered
 from stillhouse.models.local_sampler import Limits
 from tests.models.conftest import ask
 from tests.train.conftest import write_llama
@@ -166,6 +178,78 @@ def test_an_empty_answer_scores_to_nothing(model: LocalModel, answers: list[Exch
     found = dict(model.score([empty, answers[1]], top_logprobs=2))
     assert len(found[0]) == 0
     assert len(found[1]) == len(answers[1].logprobs or ())
+
+
+def given(prompt: str, text: str) -> Exchange:
+    """An answer that nobody drew."""
+    request = ask(prompt)
+    return Exchange(
+        time=datetime(2026, 5, 1, tzinfo=UTC), model="somebody", prompt=request.prompt,
+        response=Response(text=text), finish_reason="length", sampling=request.sampling,
+    )  # fmt: skip
+
+
+def of_shared_prompts() -> list[Exchange]:
+    """Three answers to a prompt, single ones, empty ones, the same one twice, a prompt that begins
+    another, and more answers than stand in one row.
+    """
+    river = "Tell me about the river"
+    many = [given("Count", "one two three " * (1 + n % 5)) for n in range(30)]
+    return [
+        given(river, "It is long."), given("Say 3", "three"), given(river, "It is wide, and slow."),
+        given(river[:7], "What?"), given(river, ""), given("Nothing", ""), *many,
+        given(river, "Wet"), given(river[:7], "A tale. " * 20), given("Say 3", "three"),
+    ]  # fmt: skip
+
+
+def test_answers_that_share_a_prompt_score_as_one_by_one(model: LocalModel) -> None:
+    exchanges = of_shared_prompts()
+    scored = dict(model.score(exchanges, top_logprobs=3))
+    whole = {found.index: found for found in model.distributions(exchanges)}
+    assert sorted(scored) == sorted(whole) == list(range(len(exchanges)))
+    for index, exchange in enumerate(exchanges):
+        ((_, alone),) = model.score([exchange], top_logprobs=3)
+        assert np.array_equal(scored[index].token_ids, alone.token_ids)
+        assert np.array_equal(whole[index].token_ids, alone.token_ids)
+        assert len(scored[index]) == len(exchange.response.text or "")
+        assert np.abs(scored[index].chosen - alone.chosen).max(initial=0) < 1e-4
+        if len(alone):
+            assert np.abs(scored[index].top - alone.top).max() < 1e-4
+            assert np.abs(whole[index].logprobs.max(1) - alone.top[:, 0]).max() < 1e-4
+    assert np.array_equal(scored[1].chosen, scored[38].chosen)  # the same answer to one prompt
+
+
+def test_the_general_network_scores_shared_prompts_alike(folder: Path, model: LocalModel) -> None:
+    exchanges = of_shared_prompts()
+    with LocalModel(folder, spec="hf:tiny") as other:
+        other.__dict__["engine"] = GeneralNetwork(other.network)
+        for index, scored in other.score(exchanges):
+            ((_, alone),) = model.score([exchanges[index]])
+            assert np.abs(scored.chosen - alone.chosen).max(initial=0) < 1e-4
+
+
+def test_scoring_again_gives_the_same_bits(model: LocalModel) -> None:
+    runs = [dict(model.score(of_shared_prompts(), top_logprobs=2)) for _ in range(2)]
+    for index, scored in runs[0].items():
+        assert np.array_equal(scored.chosen, runs[1][index].chosen)
+
+
+def test_a_prompt_is_read_once_for_its_answers_as_long_as_that_is_cheaper(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[tuple[int, int]] = []
+    real = model.engine.logits
+
+    def noted(texts: Sequence[Answered]) -> Iterator[tuple[int, int, torch.Tensor]]:
+        rows.extend((len(text.answers), sum(map(len, text.answers))) for text in texts)
+        return real(texts)
+
+    monkeypatch.setattr(model.engine, "logits", noted)
+    list(model.score([given("Hi", "x" * n) for n in (9, 30, 9)] + [given("Ho", "y" * 20)]))
+    assert sorted(rows) == [(1, 20), (3, 48)]
+    rows.clear()
+    list(model.score([given("Count", "z" * 100) for _ in range(12)]))
+    assert rows == [(3, 300)] * 4
 
 
 def test_a_prompt_longer_than_the_context_fails_by_itself(model: LocalModel) -> None:
@@ -329,3 +413,17 @@ def test_the_teachers_weights_answer_and_score_as_transformers_computes(
             expected = logits[-len(kept) - 1 : -1].log_softmax(-1).topk(64).values.numpy()
             assert np.abs(kept.top - expected).max() < 5e-4
             assert np.abs(scored[index].top - expected).max() < 5e-4
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(600)
+def test_the_teachers_weights_score_answers_that_share_a_prompt_as_one_by_one(
+    gguf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = dequantised_folder(gguf, tmp_path_factory.mktemp("cache"))
+    exchanges = of_shared_prompts()
+    with LocalModel(folder, spec="smollm2-135m") as model:
+        for index, scored in model.score(exchanges):
+            ((_, alone),) = model.score([exchanges[index]])
+            assert np.abs(scored.chosen - alone.chosen).max(initial=0) < 1e-4

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from stillhouse.models.local_general import GeneralNetwork
+from stillhouse.models.local_layout import Layout
 from stillhouse.models.local_llama import PackedLlama, fits
+from stillhouse.models.local_network import Answered, Network
 from tests.train.conftest import write_tokenizer
 
 
@@ -87,20 +89,87 @@ def test_answers_get_the_logits_of_transformers(folder: Path, shared: int) -> No
             logits = fast.step(waves, tokens)
 
 
+def held_to_transformers(network: Network[Any], plain: Any, texts: list[Answered]) -> None:
+    """Every answer's logits, in order and whole, are those of its prompt and itself alone."""
+    apart = [(list(prompt), list(answer)) for prompt, answers in texts for answer in answers]
+    found: list[list[torch.Tensor]] = [[] for _ in apart]
+    latest = 0
+    for at, position, logits in network.logits(texts):
+        assert at >= latest
+        assert position == sum(map(len, found[at]))
+        found[at].append(logits)
+        latest = at
+    for (prompt, answer), chunks in zip(apart, found, strict=True):
+        assert sum(map(len, chunks)) == len(answer)
+        with torch.inference_mode():
+            expected = plain(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        if answer:
+            assert (torch.cat(chunks) - expected).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("shared", [0, 12])
 def test_given_text_gets_the_logits_of_transformers(folder: Path, shared: int) -> None:
-    fast, slow = PackedLlama(folder), module(folder)
     sequences = [row(30, 1, shared), row(24, 2, shared), row(60, 3, shared), row(24, 2, shared)]
     starts = [14, 20, 13, 23]
-    counts = [0] * 4
-    for index, position, logits in fast.logits(sequences, starts):
-        with torch.inference_mode():
-            expected = slow(torch.tensor([sequences[index]])).logits[0]
-        span = expected[position - 1 : position - 1 + len(logits)]
-        assert position == starts[index] + counts[index]
-        assert (logits - span).abs().max() < 1e-4
-        counts[index] += len(logits)
-    assert counts == [len(s) - start for s, start in zip(sequences, starts, strict=True)]
+    texts = [Answered(s[:at], [s[at:]]) for s, at in zip(sequences, starts, strict=True)]
+    held_to_transformers(PackedLlama(folder), module(folder), texts)
+
+
+@pytest.mark.parametrize("general", [False, True])
+@pytest.mark.parametrize("shared", [0, 5, 12])
+def test_answers_to_one_prompt_know_nothing_of_one_another(
+    folder: Path, shared: int, general: bool
+) -> None:
+    plain = module(folder)
+    prompt = row(20, 1, shared)
+    texts = [
+        Answered(prompt, [row(9, 2), row(30, 3), row(4, 4)]),
+        Answered(row(33, 5, shared), [row(17, 6)]),
+        Answered(prompt[:15], [row(6, 7), [], row(1, 8), row(6, 7)]),  # begins another prompt
+        Answered(row(14, 9, shared), [[]]),
+        Answered(prompt + row(5, 10), [prompt, row(9, 2)]),
+    ]
+    network = GeneralNetwork(plain) if general else PackedLlama(folder)
+    held_to_transformers(network, plain, texts)
+    held_to_transformers(network, plain, texts[2:3])
+
+
+def test_equal_answers_to_one_prompt_get_the_same_bits(folder: Path) -> None:
+    texts = [
+        Answered(row(20, 1), [row(9, 2), row(30, 3), row(9, 2)]),
+        Answered(row(20, 4), [row(9, 2)]),
+    ]
+    for network in (PackedLlama(folder), GeneralNetwork(module(folder))):
+        first, _, again, _ = (logits for _, _, logits in network.logits(texts))
+        assert torch.equal(first, again)
+
+
+def test_a_long_answer_comes_in_chunks(tmp_path: Path) -> None:
+    folder = llama(tmp_path, **KINDS["grouped"], max_position_embeddings=1024)
+    texts = [Answered(row(20, 1), [row(540, 2), row(20, 3)])]
+    plain = module(folder)
+    for network, lengths in (
+        (PackedLlama(folder), [256, 256, 28, 20]),
+        (GeneralNetwork(plain), [512, 28, 20]),
+    ):
+        assert [len(logits) for _, _, logits in network.logits(texts)] == lengths
+        held_to_transformers(network, plain, texts)
+
+
+def test_a_prompt_stands_once_before_all_its_answers() -> None:
+    layout = Layout([Answered([5, 6], [[7, 8, 9], [4, 3], [7, 8, 9], [], [2]])], [])
+    assert layout.ids.tolist() == [5, 6, 7, 8, 4]  # what ends an answer predicts nothing
+    assert layout.positions.tolist() == [0, 1, 2, 3, 2]
+    assert [p.tolist() for p in layout.predicting] == [[1, 2, 3], [1, 4], [1, 2, 3], [], [1]]
+    mask = layout.mask()
+    assert mask is not None
+    assert mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
 
 
 def test_one_row_by_itself_works(folder: Path) -> None:
@@ -108,7 +177,8 @@ def test_one_row_by_itself_works(folder: Path) -> None:
     wave, logits = fast.begin([[5]], room=2)
     assert logits.shape == (1, fast.vocabulary)
     assert fast.step([wave], logits.argmax(-1)).shape == logits.shape
-    assert [(i, p, len(x)) for i, p, x in fast.logits([[5, 6]], [1])] == [(0, 1, 1)]
+    chunks = fast.logits([Answered([5], [[6]])])
+    assert [(at, position, len(logits)) for at, position, logits in chunks] == [(0, 0, 1)]
 
 
 def test_the_same_batch_gives_the_same_bits(folder: Path) -> None:
@@ -176,8 +246,13 @@ def test_the_general_network_agrees_with_a_plain_forward_pass(folder: Path, make
         tokens = torch.arange(len(rows)) + step
         rows = [[*ids, int(token)] for ids, token in zip(rows, tokens, strict=True)]
         logits = network.step([wave], tokens)
-    chunks = list(network.logits([row(20, 1)], [15]))
-    with torch.inference_mode():
-        expected = plain(torch.tensor([row(20, 1)])).logits[0, 14:19]
-    assert [(i, p, len(x)) for i, p, x in chunks] == [(0, 15, 5)]
-    assert (chunks[0][2] - expected).abs().max() < 1e-3
+    whole = row(20, 1)
+    chunks = list(network.logits([Answered(whole[:15], [whole[15:], whole[3:5]])]))
+    assert [(at, position, len(logits)) for at, position, logits in chunks] == [
+        (0, 0, 5),
+        (1, 0, 2),
+    ]
+    for ids, (_, _, logits) in zip((whole, whole[:15] + whole[3:5]), chunks, strict=True):
+        with torch.inference_mode():
+            expected = plain(torch.tensor([ids])).logits[0, 14:-1]
+        assert (logits - expected).abs().max() < 1e-3

@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 from stillhouse.models.local_draw import Shape
 from stillhouse.models.local_general import GeneralNetwork
 from stillhouse.models.local_llama import PackedLlama
+from stillhouse.models.local_network import Answered
 from stillhouse.models.local_sampler import Finished, Job, Limits, sample
 from tests.train.conftest import write_llama
 
@@ -81,7 +82,7 @@ def test_greedy_answers_take_the_likeliest_token_each_time(network: PackedLlama)
         for token, chosen, top_ids, top in zip(
             done.tokens, done.chosen, done.top_ids, done.top, strict=True
         ):
-            ((_, _, logits),) = network.logits([[*ids, 0]], [len(ids)])
+            ((_, _, logits),) = network.logits([Answered(ids, [[0]])])
             expected = logits[0].log_softmax(-1)
             assert int(token) == int(expected.argmax()) == int(top_ids[0])
             assert abs(float(chosen) - float(expected.max())) < 1e-4
@@ -101,7 +102,7 @@ def test_answers_follow_the_models_distribution(network: PackedLlama) -> None:
         ([common], [second for first, second in answers if first == common]),
     ):
         ids = [*prompt, *given]
-        ((_, _, logits),) = network.logits([[*ids, 0]], [len(ids)])
+        ((_, _, logits),) = network.logits([Answered(ids, [[0]])])
         expected = logits[0].double().softmax(-1).numpy() * len(seen)
         counts = np.bincount(seen, minlength=len(expected)).astype(float)
         often = expected >= 5  # chi-square's rule of thumb; the rest is one cell

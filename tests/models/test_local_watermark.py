@@ -17,6 +17,7 @@ from stillhouse.models import Need, open_model
 from stillhouse.models.local import LocalModel
 from stillhouse.models.local_draw import Shape
 from stillhouse.models.local_llama import PackedLlama
+from stillhouse.models.local_network import Answered
 from stillhouse.models.local_sampler import Job, Limits, sample
 from stillhouse.models.local_watermark import GreenMark, SynthIDMark
 from stillhouse.watermark import Watermark
@@ -74,7 +75,7 @@ def test_the_green_share_is_what_the_marked_distribution_predicts(
     for done in found:
         ids = [*done.job.prompt, *done.tokens.tolist()]
         start = len(done.job.prompt)
-        ((_, _, logits),) = network.logits([ids], [start])
+        ((_, _, logits),) = network.logits([Answered(ids[:start], [ids[start:]])])
         for step, token in enumerate(done.tokens.tolist()):
             green = mark.green_list(ids[start + step - width : start + step], logits.shape[1])
             scaled = (logits[step].double().numpy() + 2.0 * green) / shape.temperature

@@ -1,0 +1,58 @@
+"""What a model's reading of pairs may follow from: their texts, never which side was served."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stillhouse.audit.pair_checks import SIDES
+from stillhouse.audit.scoring import read_scores
+from stillhouse.exchange import Exchange, Response, Sampling, message, to_dict
+from stillhouse.models.local import LocalModel
+from stillhouse.report import Silent
+from tests.audit.bundles import begun
+
+
+def line(prompt: str, text: str, ended: str) -> dict[str, Any]:
+    answer = Exchange(
+        time=datetime(2026, 5, 1, tzinfo=UTC), model="t", prompt=(message("user", prompt),),
+        response=Response(text=text), finish_reason=ended, sampling=Sampling(temperature=1.0),
+    )  # fmt: skip
+    return to_dict(answer)
+
+
+def pairs() -> list[dict[str, Any]]:
+    """Of some pairs both answers have the same words, and only one of them ended."""
+    found = []
+    for n in range(24):
+        prompt, twin = "Tell me " + "more " * (n % 5) + str(n), f"It snows, {n}."
+        served = twin if n % 6 == 0 else "It rains. " * (1 + n % 4)
+        sides = {"served": line(prompt, served, "stop"), "twin": line(prompt, twin, "length")}
+        found.append({"exchange": f"e{n}", **sides})
+    return found
+
+
+def test_an_answer_is_read_to_the_same_bits_whichever_side_was_served(
+    llama: Path, tmp_path: Path
+) -> None:
+    """In every other pair served answer and twin change places."""
+    turned = {pair["exchange"] for pair in pairs()[::2]}
+    read: list[dict[tuple[str, str], list[float]]] = []
+    with LocalModel(llama, spec="hf:tiny") as model:
+        for name in ("there", "back"):
+            given = [
+                pair | {"served": pair["twin"], "twin": pair["served"]}
+                if name == "back" and pair["exchange"] in turned
+                else pair
+                for pair in pairs()
+            ]
+            bundle = begun(tmp_path / name)
+            read_scores(model, "suspect", given, bundle, Silent())
+            read.append({(s["exchange"], s["side"]): s["logprobs"] for s in bundle.lines("scores")})
+    there, back = read
+    for pair in pairs():
+        sides = SIDES[::-1] if pair["exchange"] in turned else SIDES
+        for before, after in zip(SIDES, sides, strict=True):
+            assert there[pair["exchange"], before]
+            assert there[pair["exchange"], before] == back[pair["exchange"], after]
