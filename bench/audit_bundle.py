@@ -55,7 +55,7 @@ def make(folder: Path, pairs: int, tokens: int) -> dict[str, Any]:
     )  # fmt: skip
     began = time.perf_counter()
     twin_audit(
-        TwinSettings(pairs=pairs), suspects=[MODEL], served=place / "served",
+        TwinSettings(pairs=pairs), suspects=[MODEL], exchanges=place / "served",
         twins=place / "escrow", out=folder,
     )  # fmt: skip
     sizes = {p.name: p.stat().st_size for p in sorted((folder / "sealed").iterdir())}

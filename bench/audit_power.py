@@ -130,7 +130,7 @@ class Bench:
         """
         kitchen = self.kitchen
         found = twin_audit(
-            TwinSettings(pairs=pairs, **settings), suspects=[suspect], served=served,
+            TwinSettings(pairs=pairs, **settings), suspects=[suspect], exchanges=served,
             out=kitchen.work / "audits" / name, runs=kitchen.work / "runs",
             teacher=kitchen.teacher if teacher or prefixed else None,
             twins=None if prefixed else kitchen.escrow(temperature), progress=kitchen.progress,

@@ -304,7 +304,7 @@ def _student(story: Story, name: str, line: str) -> None:
 def _audited(story: Story) -> dict[str, Any]:
     folder, names = story.folder, ("suspect", "control")
     evidence = stillhouse.audit_twin(
-        TwinSettings(), suspects=[f"run:{name}" for name in names], served=folder / "exported",
+        TwinSettings(), suspects=[f"run:{name}" for name in names], exchanges=folder / "exported",
         twins=folder / "escrow", teacher=TEACHER, out=folder / "bundle",
         runs=folder / "students", progress=story.progress,
     )  # fmt: skip

@@ -63,7 +63,7 @@ def twin_audit(
     settings: TwinSettings,
     *,
     suspects: Sequence[str],
-    served: Path,
+    exchanges: Path,
     out: Path,
     teacher: str | None = None,
     twins: Path | None = None,
@@ -78,7 +78,7 @@ def twin_audit(
     Args:
         settings: what is fixed beforehand.
         suspects: model specs, or batch:FOLDER for a suspect that someone else runs.
-        served: the store of the exchanges that were served.
+        exchanges: the store of served exchanges.
         out: folder of the bundle.
         teacher: model spec; draws the twins where none are given, and its own scores are taken off
             the suspect's.
@@ -95,7 +95,7 @@ def twin_audit(
         EvidenceError: too few exchanges, greedy or without settings, or twins that do not fit.
         ModelError: a model is gone, or gives no log-probabilities where they are asked for.
     """
-    audit = _Audit(settings, served, teacher, twins, begin, runs, progress)
+    audit = _Audit(settings, exchanges, teacher, twins, begin, runs, progress)
     for suspect in suspects:
         if not is_batch(suspect):
             parse_spec(suspect)
@@ -120,7 +120,7 @@ def twin_audit(
 def planned(
     settings: TwinSettings,
     *,
-    served: Path,
+    exchanges: Path,
     teacher: str | None = None,
     twins: Path | None = None,
     ledger: Path | None = None,
@@ -132,8 +132,8 @@ def planned(
         DataError: a store, escrow or ledger that cannot be read.
         EvidenceError: not one exchange can be tested.
     """
-    held = Twins.read(twins, served) if twins else None
-    found = read_candidates(served, settings, held, Ledger(ledger).prompts(out or Path()))
+    held = Twins.read(twins, exchanges) if twins else None
+    found = read_candidates(exchanges, settings, held, Ledger(ledger).prompts(out or Path()))
     share = smallest_share(len(found.served), settings.level / settings.looks)
     return {
         "pairs": len(found.served),
@@ -156,7 +156,7 @@ class _Audit:
     """What all suspects of one audit share."""
 
     settings: TwinSettings
-    served: Path
+    exchanges: Path
     teacher: str | None
     twins: Path | None
     begin: bool
@@ -169,9 +169,9 @@ class _Audit:
         self, suspect: str, folder: Path, suspects: int, spent: Ledger
     ) -> dict[str, Any] | Waiting | Begun:
         """The evidence against one suspect."""
-        held = Twins.read(self.twins, self.served) if self.twins else None
+        held = Twins.read(self.twins, self.exchanges) if self.twins else None
         disclosed = spent.prompts(folder)
-        found = read_candidates(self.served, self.settings, held, disclosed)
+        found = read_candidates(self.exchanges, self.settings, held, disclosed)
         if (folder / "sealed" / "seal.json").exists():  # the suspect may be gone by now
             there = json.loads((folder / "sealed" / "plan.json").read_text("utf-8"))
             plan = self._plan(suspect, there["access"], held, found, disclosed, suspects)
@@ -209,14 +209,14 @@ class _Audit:
         """The log of the audits that were begun on these exchanges."""
         if self.twins and (self.twins / "escrow.json").exists():
             return self.twins / "audits.jsonl"
-        return self.served.with_name(f"{self.served.name}.audits.jsonl")
+        return self.exchanges.with_name(f"{self.exchanges.name}.audits.jsonl")
 
     def _pairs(self, found: Candidates, held: Twins | None, access: str) -> Pairs:
         if held is not None:
             return pair_up(found, held, Mask(self.settings.redact))
         assert self.teacher is not None
         # Beside the answers, not in the bundle's folder: no second audit draws them again.
-        kept = self.served.with_name(f"{self.served.name}.twins")
+        kept = self.exchanges.with_name(f"{self.exchanges.name}.twins")
         with self._open_teacher(found.served) as model:
             lines = draw_twins(
                 model, found.served, self.settings, kept,

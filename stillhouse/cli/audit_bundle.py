@@ -122,7 +122,7 @@ def redact(
 
 def reveal(
     escrow: Path,
-    served: Path,
+    exchanges: Path,
     exchange: tuple[str, ...],
     *,
     common: Common = Common(),  # noqa: B008  (frozen)
@@ -133,7 +133,7 @@ def reveal(
     ----------
     escrow
         The folder made by `collect --escrow`.
-    served
+    exchanges
         The store of exchanges that were served.
     exchange
         Ids of the exchanges; no other pair is revealed.
@@ -143,22 +143,22 @@ def reveal(
     from stillhouse.store import Store
 
     opened = Escrow.open(escrow)
-    with Store(served, "r") as store:
-        named = [one for one in store if one.id in set(exchange)]
-    unknown = sorted(set(exchange) - {one.id for one in named})
-    if unknown or not named:
+    with Store(exchanges, "r") as store:
+        served = [one for one in store if one.id in set(exchange)]
+    unknown = sorted(set(exchange) - {one.id for one in served})
+    if unknown or not served:
         raise ConfigError(
-            f"store {served}", f"no exchange {unknown[0] if unknown else 'was named'}",
+            f"store {exchanges}", f"no exchange {unknown[0] if unknown else 'was named'}",
             "ids of exchanges in the store", "Take them from the store or from a bundle",
         )  # fmt: skip
-    proofs, twins = opened.proofs(named), opened.twins_of(named)
+    proofs, twins = opened.proofs(served), opened.twins_of(served)
     shown = [
         {
             "exchange": one.id, "nonce": opened.nonce(one).hex(), **proofs.get(one.id, {}),
             "served": to_dict(one),
             "twin": to_dict(twins[one.id]) if one.id in twins else None,
         }
-        for one in named
+        for one in served
     ]  # fmt: skip
     result = {"published": opened.published(), "pairs": shown}
     emit(result, [canonical_json(line) for line in shown], as_json=common.json)

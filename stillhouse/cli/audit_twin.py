@@ -24,7 +24,7 @@ __all__ = ["twin"]
 def twin(
     *,
     suspect: tuple[str, ...] = (),
-    served: Path | None = None,
+    exchanges: Path | None = None,
     out: Path | None = None,
     teacher: str | None = None,
     twins: Path | None = None,
@@ -43,7 +43,7 @@ def twin(
     suspect
         Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL; or batch:FOLDER
         for a suspect that someone else runs. May be given repeatedly.
-    served
+    exchanges
         The store of exchanges that were served.
     out
         Folder of the bundle.
@@ -64,18 +64,18 @@ def twin(
     """
     if power:
         return _power(settings, as_json=common.json)
-    _all_given({"--served": served, "--out": out or dry_run, "--suspect": suspect or dry_run})
-    assert served is not None
+    _all_given({"--exchanges": exchanges, "--out": out or dry_run, "--suspect": suspect or dry_run})
+    assert exchanges is not None
     from stillhouse.audit.twin_audit import planned, twin_audit
 
     if dry_run:
         plan = planned(
-            settings, served=served, teacher=teacher, twins=twins, ledger=ledger, out=out
+            settings, exchanges=exchanges, teacher=teacher, twins=twins, ledger=ledger, out=out
         )
         return emit(plan, plainly(plan), as_json=common.json)
     assert out is not None
     found = twin_audit(
-        settings, suspects=suspect, served=served, out=out, teacher=teacher, twins=twins,
+        settings, suspects=suspect, exchanges=exchanges, out=out, teacher=teacher, twins=twins,
         ledger=ledger, begin=begin, runs=runs, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
     return _show(found, out, as_json=common.json)
@@ -94,7 +94,7 @@ def _all_given(given: dict[str, Any]) -> None:
     if missing:
         raise ConfigError(
             "stillhouse audit twin", f"no {', '.join(missing)}",
-            "--suspect SPEC --served STORE (--twins ESCROW | --teacher SPEC) --out DIR",
+            "--suspect SPEC --exchanges STORE (--twins ESCROW | --teacher SPEC) --out DIR",
             "Add what is missing; `stillhouse audit twin --help` shows an example",
         )  # fmt: skip
 

@@ -136,11 +136,11 @@ def calibrate(
 
 
 def export(
-    scan: Path,
+    scan_dir: Path,
     campaign: str,
     *,
     out: Path,
-    logs: tuple[Path, ...] = (),
+    log: tuple[Path, ...] = (),
     served: Path | None = None,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
@@ -148,14 +148,15 @@ def export(
 
     Parameters
     ----------
-    scan
+    scan_dir
         The folder that `guard scan` wrote.
     campaign
         Its id, as in campaigns.json.
     out
         The store.
-    logs
-        Log files, stores, or folders of log files: where they lie now, if they were moved.
+    log
+        Log file, store or folder of log files: where they lie now, if they were moved. May be given
+        repeatedly.
     served
         The store of what was served, whose twins lie in an escrow: its own exchanges are written
         for those of the logs, with all settings, so that the escrow's twins fit them.
@@ -163,7 +164,7 @@ def export(
     from stillhouse.guard.export import guard_export
 
     count, left_out = guard_export(
-        scan, campaign, out=out, logs=logs, served=served,
+        scan_dir, campaign, out=out, logs=log, served=served,
         progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
     result = {"exchanges": count, "left_out": left_out, "out": str(out)}

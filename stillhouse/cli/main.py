@@ -74,7 +74,7 @@ _VERBS = (
     ("models pull", "models:pull", "Fetch a model's weights once.", "smollm2-135m"),
     ("models show", "models:show", "Everything known about a model.", "smollm2-135m"),
     ("audit twin", "audit_twin:twin", "Does a suspect lean to the answers that were served?",
-     "--suspect hf:./model --served served --twins escrow --out audit"),
+     "--suspect hf:./model --exchanges served --twins escrow --out audit"),
     ("audit watermark", "audit_watermark:watermark", "Does a suspect carry a served watermark?",
      "--suspect hf:./model --teacher smollm2-135m --key mark.key --prompts prompts.jsonl "
      "--out audit"),

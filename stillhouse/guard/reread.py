@@ -84,7 +84,7 @@ def _where(log: Log, given: list[Path]) -> Path:
             return path
     raise DataError(
         log.path, "the log is not there, or is not the one that was read", "the log as it was",
-        "Name where it lies now with --logs; plain, gzip and zstd are the same to us",
+        "Name where it lies now with --log; plain, gzip and zstd are the same to us",
     )  # fmt: skip
 
 

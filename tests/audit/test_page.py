@@ -510,7 +510,7 @@ def test_withheld_lines_are_said_to_be(tmp_path):
 def test_the_page_of_an_escrowed_audit_on_a_scripted_model(escrowed: Path, tmp_path: Path):
     found = twin_audit(
         TwinSettings(), suspects=("scripted:bigram", "scripted:slow"),
-        served=escrowed / "served", twins=escrowed / "escrow", out=tmp_path,
+        exchanges=escrowed / "served", twins=escrowed / "escrow", out=tmp_path,
     )  # fmt: skip
     for number, one in enumerate(found, start=1):
         folder = tmp_path / str(number)

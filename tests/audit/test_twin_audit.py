@@ -30,7 +30,7 @@ def audit(folder: Path, out: Path, *suspects: str, **options: Any) -> Any:
     if "teacher" not in options:
         options.setdefault("twins", folder / "escrow")
     found = twin_audit(
-        settings, suspects=suspects or ("scripted:bigram",), served=folder / "served", out=out,
+        settings, suspects=suspects or ("scripted:bigram",), exchanges=folder / "served", out=out,
         **options,
     )  # fmt: skip
     return found[0] if len(found) == 1 else found
@@ -152,7 +152,7 @@ def test_a_dry_run_says_what_would_be_found_and_writes_nothing(
     escrowed: Path, tmp_path: Path
 ) -> None:
     plan = planned(
-        TwinSettings(pairs=40), served=escrowed / "served", twins=escrowed / "escrow",
+        TwinSettings(pairs=40), exchanges=escrowed / "served", twins=escrowed / "escrow",
         out=tmp_path / "out",
     )  # fmt: skip
     assert (plan["pairs"], plan["excluded"]) == (40, {"not drawn": 20})
@@ -205,7 +205,7 @@ def test_a_store_without_sampling_settings_is_refused(escrowed: Path, tmp_path: 
         bare.append_many(replace(exchange, sampling=Sampling()) for exchange in store)
     with pytest.raises(EvidenceError, match="60 sampling settings not recorded"):
         twin_audit(
-            TwinSettings(), suspects=("scripted:bigram",), served=tmp_path / "bare",
+            TwinSettings(), suspects=("scripted:bigram",), exchanges=tmp_path / "bare",
             out=tmp_path / "out", twins=escrowed / "escrow",
         )  # fmt: skip
 
@@ -432,7 +432,7 @@ def test_all_that_was_committed_to_is_counted(escrowed: Path, tmp_path: Path) ->
     with Store(tmp_path / "some") as store:
         store.append_many(some)
     found = twin_audit(
-        TwinSettings(), suspects=("scripted:bigram",), served=tmp_path / "some",
+        TwinSettings(), suspects=("scripted:bigram",), exchanges=tmp_path / "some",
         out=tmp_path / "less", twins=escrowed / "escrow",
     )[0]  # fmt: skip
     assert isinstance(found, dict)

@@ -28,7 +28,7 @@ def bundle(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def given(asked: Path) -> list[str]:
-    return ["--served", str(asked / "served"), "--twins", str(asked / "escrow")]
+    return ["--exchanges", str(asked / "served"), "--twins", str(asked / "escrow")]
 
 
 def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
@@ -131,8 +131,8 @@ def test_a_batch_says_what_it_waits_for_and_what_it_discloses(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["twin"], 2, "no --served, --out, --suspect"),
-        (["twin", "--served", "no", "--out", "o", "--suspect", "scripted:bigram"], 2, "twins"),
+        (["twin"], 2, "no --exchanges, --out, --suspect"),
+        (["twin", "--exchanges", "no", "--out", "o", "--suspect", "scripted:bigram"], 2, "twins"),
         (["twin", "--acces", "text"], 2, ""),
         (["watermark"], 2, "no --suspect, --teacher, --key, --out, --prompts"),
         (["watermark", "--mode", "reading"], 2, "--served"),

@@ -196,7 +196,7 @@ def test_a_campaigns_exchanges_are_exported_from_the_logs(range_: Path, tmp_path
         guard_export(found.folder, one["id"], out=tmp_path / "none", logs=[tmp_path / "no-logs"])
     assert not (tmp_path / "none").exists()
     shutil.move(tmp_path / "traffic" / "logs", tmp_path / "moved")
-    with pytest.raises(DataError, match="Name where it lies now with --logs"):
+    with pytest.raises(DataError, match="Name where it lies now with --log"):
         guard_export(found.folder, one["id"], out=tmp_path / "late")
     late, _ = guard_export(
         found.folder, one["id"], out=tmp_path / "late", logs=[tmp_path / "moved"]
