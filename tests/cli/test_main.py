@@ -30,7 +30,7 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Erro
         (["audit", "twin", "--samples", "5"], "stillhouse audit twin",
          "no option --samples. Expected what `stillhouse audit twin --help` shows. "
          "Did you mean --samples-per-prompt?"),
-        (["audit", "twin", "--exchanges", "served"], "stillhouse audit twin", "Known: --access, "),
+        (["audit", "twin", "--colour", "red"], "stillhouse audit twin", "Known: --access, "),
         (["chat", "x", "--temperature", "hot"], "stillhouse chat, --temperature",
          "'hot'. Expected a number. See"),
         (["chat", "x", "--temperature", "-1"], "stillhouse chat, --temperature",
