@@ -72,7 +72,9 @@ def join_wordings(population: Population, weighed: list[Evidence]) -> list[Evide
     traffic = population.traffic
     lot = np.argsort(traffic.fingerprint, kind="stable")  # at random, whatever the accounts' names
     everybody = traffic.sketches(lot[: 5 * _SAMPLE])
-    samples = [traffic.sketches(_some(population, e.cluster.events)) for e in suspects]
+    chosen = [_some(population, e.cluster.events) for e in suspects]
+    together = traffic.sketches(np.concatenate(chosen))  # all at once: the parts are read each time
+    samples = np.split(together, np.cumsum([len(some) for some in chosen])[:-1])
     halves = [*(s[::2] for s in samples), *(s[1::2] for s in samples)]
     often = _how_often([*halves, everybody])
     count, sizes = len(samples), np.array([len(half) for half in halves])
