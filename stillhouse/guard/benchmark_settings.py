@@ -15,10 +15,11 @@ from stillhouse.config import InputPath, Settings
 
 __all__ = ["DEVELOPMENT_SEEDS", "FINAL_SEEDS", "BenchmarkSettings", "Sizes"]
 
-FINAL_SEEDS = (660_103, 724_211, 835_337, 918_571, 990_719)
+FINAL_SEEDS = (835_337, 918_571, 990_719, 1_087_439, 1_153_889)
 """Of the published table. Nothing was tuned on them, and nothing may be."""
-DEVELOPMENT_SEEDS = (11, 12, 13, 14, 15)
-"""For everything else; `quick` uses the first."""
+DEVELOPMENT_SEEDS = (11, 12, 13, 14, 15, 660_103, 724_211)
+"""For everything else; `quick` uses the first. The last two stood in the table until they were
+looked at and the detector was changed for what they showed."""
 
 _LEAST_BENIGN = 2500  # so that a calibration has the thousand accounts that one stratum takes
 

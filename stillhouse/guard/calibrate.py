@@ -26,17 +26,21 @@ from stillhouse.guard.keys import Frozen
 from stillhouse.guard.population import KINDS, Population
 from stillhouse.guard.settings import GuardSettings
 
-__all__ = ["Calibration", "conformal", "strata"]
+__all__ = ["Calibration", "conformal", "fewest_of_a_stratum", "strata"]
 
-_VERSION = 3
+_VERSION = 4
 _VOLUMES = (8, 64, 512)
 """Events of an account at which strata of volume part: a few tries, a light user, a regular one, a
 program. 26 a day over a week, the reported campaigns' rate, lies in the third."""
+_FINEST, _STRATA = 10_000, 8
+"""A p-value is no smaller than 1 over its stratum's accounts. Where there are enough, strata are
+joined until the rarest rate that is told, 1e-4, can be reached in each; never to fewer than eight
+equal ones."""
 _SCORING = (
     "fewest_customers", "one_customer_accounts", "popular_share", "popular_customers", "linked",
-    "disjoint_share", "cohesion", "unshared", "one_place", "per_customer", "same_schedule",
-    "even_load", "counted", "sharing", "families", "bin_hours", "most_tested", "family_level",
-    "permutations",
+    "disjoint_share", "cohesion", "unshared", "one_place", "least_share", "per_customer",
+    "same_schedule", "even_load", "counted", "sharing", "families", "bin_hours", "most_tested",
+    "family_level", "permutations",
 )  # fmt: skip
 """Settings on which scores depend."""
 _WINDOW = 0.25
@@ -204,7 +208,7 @@ class Calibration:
                 "Calibrate on more benign accounts, or lower stratum_accounts and read the "
                 "p-values with care",
             )  # fmt: skip
-        joined = _join(stratum, settings.stratum_accounts)
+        joined = _join(stratum, fewest_of_a_stratum(len(score), settings))
         order = np.lexsort((score, joined[stratum]))
         sizes = np.bincount(joined[stratum], minlength=int(joined.max()) + 1)
         first, last = population.traffic.span
@@ -212,6 +216,11 @@ class Calibration:
             frozen, score[order], joined, np.concatenate([[0], np.cumsum(sizes)]),
             np.sort(clusters), (last - first) / 3.6e9, settings.model_dump(mode="json"),
         )  # fmt: skip
+
+
+def fewest_of_a_stratum(accounts: int, settings: GuardSettings) -> int:
+    """Accounts that each stratum of a calibration of so many has at least."""
+    return max(settings.stratum_accounts, min(_FINEST, accounts // _STRATA))
 
 
 def _join(stratum: Ints, fewest: int) -> Ints:

@@ -91,12 +91,16 @@ class Evidence:
 
 
 def _may_be_called(evidence: Evidence, settings: GuardSettings) -> bool:
-    """Whether hardly two customers share a payload, and most are not at one place: both known
-    from the finding half, before any test.
+    """Whether hardly two customers share a payload, most are not at one place, and it is no chance
+    in what they send: all known from the finding half, before any test.
     """
-    disjoint = evidence.cluster.disjoint
-    elsewhere = evidence.cluster.one_place < settings.one_place
-    return elsewhere and (disjoint == 0 or disjoint >= settings.unshared)
+    cluster = evidence.cluster
+    disjoint = cluster.disjoint
+    return (
+        cluster.one_place < settings.one_place
+        and cluster.share_of_traffic >= settings.least_share
+        and (disjoint == 0 or disjoint >= settings.unshared)
+    )
 
 
 def weigh(

@@ -58,6 +58,11 @@ class Population:
         return np.bincount(self.customer, minlength=self.customers)
 
     @cached_property
+    def founding(self) -> Ints:
+        """(customers,) events in the finding half."""
+        return np.bincount(self.customer[~self.testing], minlength=self.customers)
+
+    @cached_property
     def kind(self) -> npt.NDArray[np.int8]:
         """(customers,) index into KINDS."""
         columns = self.traffic.columns

@@ -46,9 +46,14 @@ class GuardSettings(Settings):
     """Least probability that two customers of a content cluster have a key of it in common. A
     template's have 0.8 and more, twenty wordings at random too; phrases that make a chain through
     the writers of one language 0.1 to 0.5."""
-    unshared: Share = 0.8
-    """Least share of such payloads in a cluster that is called for review; students of one class
-    reword their exercises and have 0.5 to 0.75, campaigns 0.98."""
+    unshared: Share = 0.9
+    """Least share of such payloads in a cluster that is called for review. Students of one class
+    reword their exercises and have 0.5 to 0.75, several classes together up to 0.87, campaigns
+    0.98."""
+    least_share: Share = 0.02
+    """Least share of what its customers send that a cluster called for review is (median). Firms
+    that send thousands of requests hit one another's phrases by chance: some thousandths of their
+    traffic. A campaign's own requests are a twentieth even under 95 % of cover."""
     per_customer: Annotated[float, Field(ge=1)] = 2.0
     """Least events of a template per customer and half of the window; below it nothing can be said
     about their timing."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stillhouse.errors import ConfigError, DataError, EvidenceError
-from stillhouse.guard.calibrate import Calibration, conformal
+from stillhouse.guard.calibrate import Calibration, conformal, fewest_of_a_stratum
 from stillhouse.guard.detect import detect
 from stillhouse.guard.keys import Frozen
 from stillhouse.guard.settings import GuardSettings
@@ -51,6 +51,13 @@ def test_a_calibration_is_read_back_as_it_was_written(
 def test_every_stratum_has_enough_accounts(calibration: Calibration) -> None:
     assert np.diff(calibration.starts).min() >= GuardSettings().stratum_accounts
     assert calibration.starts[-1] == calibration.accounts
+
+
+def test_strata_of_a_large_calibration_reach_the_rarest_rate() -> None:
+    settings = GuardSettings()
+    fewest = [fewest_of_a_stratum(n, settings) for n in (2_750, 20_000, 80_000, 10**6)]
+    assert fewest == [1000, 2500, 10_000, 10_000]
+    assert conformal(1.0, np.zeros(fewest[-1])) < 1e-4
 
 
 def test_frozen_frequencies_are_looked_up(calibration: Calibration) -> None:

@@ -112,6 +112,20 @@ def test_strangers_who_share_a_phrase_with_members_are_not_called(tmp_path: Path
     assert share["stranger"] == 0
 
 
+def test_heavy_customers_who_hit_one_phrase_by_chance_are_not_called(tmp_path: Path) -> None:
+    """A dozen of eight hundred requests, spread over the days as a queue's are."""
+    week = benign_week(33)
+    firms = week.people(60, "firm")
+    busy = np.repeat(firms, 800)
+    week.add(busy, week.rng.uniform(0, week.days * 86_400, len(busy)))
+    owner = np.repeat(firms, 12)
+    phrase = np.full(len(owner), week.hashes(1)[0])
+    week.add(owner, week.rng.uniform(0, week.days * 86_400, len(owner)), head=phrase)
+    path = tmp_path / "week"
+    assert called(scan_of(week, path), week)["firm"] == 0
+    assert called(scan_of(week, path, least_share=0.0), week)["firm"] > 0.5
+
+
 def test_strangers_who_often_end_as_members_now_and_then_do_are_not_called(tmp_path: Path) -> None:
     """As teams of translators: however much they send, no phrase of theirs is most members'."""
     week = benign_week(31)
