@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from stillhouse.errors import DataError, EvidenceError
@@ -95,9 +96,10 @@ _THROUGH = ""
 
 def _work(todo: Any, told: Any, work: Path, keep: bool) -> None:
     """Take groups of steps until there are none left."""
+    Thread(target=_end_with_caller, daemon=True).start()
     try:
         while (group := todo.get()) is not None:
-            _run_group(group, work, lambda note: _tell(told, note), keep=keep)
+            _run_group(group, work, told.put, keep=keep)
         told.put(_THROUGH)
     except KeyboardInterrupt:
         pass
@@ -105,11 +107,12 @@ def _work(todo: Any, told: Any, work: Path, keep: bool) -> None:
         told.put(problem)
 
 
-def _tell(told: Any, note: str | None) -> None:
+def _end_with_caller() -> None:
+    """Where the caller is killed, so is its lock of the folder: nobody else may work there."""
     caller = parent_process()
-    if caller is not None and not caller.is_alive():  # it was killed, and the folder's lock is gone
-        raise KeyboardInterrupt
-    told.put(note)
+    if caller is not None:
+        caller.join()
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _run_group(units: list[Unit], work: Path, told: Told, *, keep: bool) -> None:

@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from stillhouse.errors import ConfigError, DataError
@@ -163,6 +166,13 @@ def failed(desk: Desk, unit: Unit) -> dict[str, Any]:
     raise DataError("here", "nothing", "something", "do something")
 
 
+def slow(desk: Desk, unit: Unit) -> dict[str, Any]:
+    (desk.key.parent / "begun").touch()
+    time.sleep(60)
+    (desk.key.parent / "ended").touch()
+    return {}
+
+
 def killed(desk: Desk, unit: Unit) -> dict[str, Any]:
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
@@ -196,6 +206,31 @@ def test_a_process_that_is_killed_ends_the_benchmark(tmp_path: Path) -> None:
     write_key(tmp_path / "key")
     with pytest.raises(DataError, match="fewer --workers"):
         list(run_side_by_side(steps(killed), tmp_path, 2, keep=False))
+
+
+def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
+    write_key(tmp_path / "key")
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from stillhouse.guard.benchmark_workers import run_side_by_side\n"
+        "from tests.guard.test_benchmark import slow, steps\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_side_by_side(steps(slow), Path(sys.argv[1]), 1, keep=False))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as caller:
+        wait_for((tmp_path / "begun").exists)
+        children = psutil.Process(caller.pid).children()
+        caller.kill()
+    assert children
+    wait_for(lambda: not any(child.is_running() for child in children))
+    assert not (tmp_path / "ended").exists()
+
+
+def wait_for(ready: Callable[[], bool]) -> None:
+    until = time.monotonic() + 30
+    while not ready():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
