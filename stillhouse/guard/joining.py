@@ -34,6 +34,7 @@ mean). One: the same template. Different templates agree as far as their payload
 _BEYOND_ALL = 3.0
 """And as a multiple of each cluster's agreement with all traffic: a language is no campaign."""
 _MADE_UP = 0.9
+"""Share of a cluster's customers that make it up: who has them has the cluster."""
 _SAMPLE = 1000
 _NOTHING = np.uint32(0xFFFFFFFF)
 
@@ -65,14 +66,44 @@ def without_crumbs(
 
 
 def join_wordings(population: Population, weighed: list[Evidence]) -> list[Evidence]:
-    """Clusters, with those of one campaign joined."""
+    """Clusters, with those of one campaign joined: first those of the same customers, whatever they
+    say; then, of what is left, those whose texts resemble one another. A part has few events and
+    rarer words than the whole, so resemblance to a part would join what the wholes do not.
+    """
     suspects = [e for e in weighed if e.cluster.family == "content" and e.p_value <= _SUSPECT]
     if len(suspects) < 2:
         return weighed
+    wholes = _with_parts(suspects)
+    label = _resembling(population, [parts[0] for parts in wholes])
+    joined = [
+        _joined(
+            [e for parts, mark in zip(wholes, label, strict=True) if mark == one for e in parts]
+        )
+        for one in range(int(label.max()) + 1)
+    ]
+    return joined + [e for e in weighed if not any(e is s for s in suspects)]
+
+
+def _with_parts(suspects: list[Evidence]) -> list[list[Evidence]]:
+    """Each cluster with the weaker ones whose customers are its own, itself first."""
+    wholes: list[list[Evidence]] = []
+    for evidence in sorted(suspects, key=lambda e: (e.q_value, e.p_value, -e.cluster.founders)):
+        ours = evidence.cluster.customers
+        for parts in wholes:
+            if np.isin(ours, parts[0].cluster.customers).mean() >= _MADE_UP:
+                parts.append(evidence)
+                break
+        else:
+            wholes.append([evidence])
+    return wholes
+
+
+def _resembling(population: Population, clusters: list[Evidence]) -> Ints:
+    """(clusters,) number of the campaign that each belongs to, by its sketches."""
     traffic = population.traffic
     lot = np.argsort(traffic.fingerprint, kind="stable")  # at random, whatever the accounts' names
     everybody = traffic.sketches(lot[: 5 * _SAMPLE])
-    chosen = [_some(population, e.cluster.events) for e in suspects]
+    chosen = [_some(population, e.cluster.events) for e in clusters]
     together = traffic.sketches(np.concatenate(chosen))  # all at once: the parts are read each time
     samples = np.split(together, np.cumsum([len(some) for some in chosen])[:-1])
     halves = [*(s[::2] for s in samples), *(s[1::2] for s in samples)]
@@ -86,17 +117,9 @@ def join_wordings(population: Population, weighed: list[Evidence]) -> list[Evide
     usual = (own @ all_traffic.T).toarray().ravel()
     alike = between >= _RESEMBLING * np.sqrt(np.outer(inside, inside))
     beyond = between >= _BEYOND_ALL * np.maximum.outer(usual, usual)
-    links = np.argwhere(np.triu((between > 0) & alike & beyond, 1))
-    if not len(links):
-        return weighed
-    row, column = links.T
-    graph = coo_matrix((np.ones(len(links)), (row, column)), shape=(count, count))
-    _, label = connected_components(graph, directed=False)
-    joined = [
-        _joined([e for e, mark in zip(suspects, label, strict=True) if mark == number])
-        for number in range(int(label.max()) + 1)
-    ]
-    return joined + [e for e in weighed if not any(e is s for s in suspects)]
+    row, column = np.nonzero(np.triu((between > 0) & alike & beyond, 1))
+    graph = coo_matrix((np.ones(len(row)), (row, column)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
 
 
 def _some(population: Population, events: Ints) -> Ints:
