@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from stillhouse.errors import DataError, EvidenceError
+from stillhouse.errors import DataError, EvidenceError, StillhouseError
 from stillhouse.files import write_whole
 from stillhouse.guard.benchmark_weeks import Week, WeekPlan, make_week
 from stillhouse.guard.benchmark_work import Unit
@@ -78,8 +78,8 @@ def _heard(told: Any, started: list[Any]) -> Iterator[str | None]:
             killed = [process.exitcode for process in started if process.exitcode]
             if killed:
                 raise DataError(
-                    "the benchmark", f"one of its processes ended with {killed[0]}, killed for "
-                    "want of memory perhaps", "3 GiB and a processor for each",
+                    "the benchmark", f"one of its processes ended with {killed[0]}", "3 GiB and a "
+                    "processor for each (below 0: it was killed, for want of memory perhaps)",
                     "Run the same command again with fewer --workers: it goes on",
                 ) from None  # fmt: skip
             continue
@@ -103,7 +103,7 @@ def _work(todo: Any, told: Any, work: Path, keep: bool) -> None:
         told.put(_THROUGH)
     except KeyboardInterrupt:
         pass
-    except Exception as problem:  # noqa: BLE001  # the caller raises it
+    except StillhouseError as problem:  # anything else is a defect of ours, and ends the process
         told.put(problem)
 
 

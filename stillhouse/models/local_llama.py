@@ -83,6 +83,13 @@ class LlamaWave:
         return order
 
 
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays weights out: of bfloat16 it refuses where no instruction takes it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class PackedLlama:
     """`Network` for plain Llamas. Raises KeyError where the folder lacks a tensor."""
 
@@ -150,7 +157,7 @@ class PackedLlama:
     def _pack(self, weight: torch.Tensor) -> Linear:
         """The function x -> x @ weight.T in float32, the weight laid out for the processor once."""
         weight = weight.to(self.dtype).contiguous()
-        if not torch.backends.mkldnn.is_available():
+        if not _packs(self.dtype):
             return lambda x: F.linear(x.to(weight.dtype), weight).float()
         # 128 rows: the usual number in flight. The layout serves other numbers as well.
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
