@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stillhouse.guard.clusters import Cluster
-from stillhouse.guard.events import CAPABILITIES
+from stillhouse.guard.events import CAPABILITIES, SHAPES
 from stillhouse.guard.evidence import Evidence
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.membership import strengths
@@ -23,8 +24,10 @@ from stillhouse.guard.traffic import HOUR
 
 __all__ = ["capability_of", "describe", "identity", "moment"]
 
+Floats = npt.NDArray[np.float64]
+
 _MOST_KEYS = 40
-_FEWEST_FLAGGED, _LEAST_FLAGGED, _ENRICHED = 5, 0.01, 3.0
+_FEWEST_FLAGGED, _LEAST_FLAGGED, _ENRICHED, _BESIDE = 5, 0.01, 3.0, 0.5
 
 
 def identity(cluster: Cluster) -> str:
@@ -43,15 +46,37 @@ def capability_of(cluster: Cluster) -> str:
     The largest share x log(share / share in the other traffic) among named ones with five events or
     more, a hundredth of all, and three times the usual share; else `other`. Most wordings have no
     mark by which they are known, so a small share says enough where hardly anybody else has any.
+    Where half as many of its events or more bear the mark of a rarer capability beside, it is that:
+    who asks for the code of an analysis wants the analysis.
     """
-    column = np.minimum(cluster.population.traffic.columns["capability"], len(CAPABILITIES) - 1)
-    here = np.bincount(column[cluster.events], minlength=len(CAPABILITIES)).astype(np.float64)
-    others = np.bincount(column, minlength=len(CAPABILITIES)) - here + 1.0
+    columns = cluster.population.traffic.columns
+    strongest = np.minimum(columns["capability"], len(CAPABILITIES) - 1)
+    here = np.bincount(strongest[cluster.events], minlength=len(CAPABILITIES)).astype(np.float64)
+    others = np.bincount(strongest, minlength=len(CAPABILITIES)) - here + 1.0
     share, usual = here / here.sum(), others / others.sum()
-    lean = share * np.log(np.maximum(share, 1e-12) / usual)
-    few = (here < _FEWEST_FLAGGED) | (share < _LEAST_FLAGGED) | (share < _ENRICHED * usual)
-    lean[few | (np.arange(len(lean)) == 0)] = -np.inf
-    return CAPABILITIES[int(np.argmax(lean))] if np.isfinite(lean).any() else CAPABILITIES[0]
+    leans = _leans(here, share, usual)
+    leans[0] = False
+    if not leans.any():
+        return CAPABILITIES[0]
+    weight = np.where(leans, share * np.log(np.maximum(share, 1e-12) / usual), -np.inf)
+    named = int(np.argmax(weight)) - 1
+    marked = _marked(columns["shape"][cluster.events])
+    rest = _marked(columns["shape"]) - marked + 1.0
+    share, usual = marked / len(cluster.events), rest / others.sum()
+    beside = _leans(marked, share, usual) & (share >= _BESIDE * share[named])
+    beside[named] = True
+    return SHAPES[int(np.argmax(np.where(beside, share / usual, -np.inf)))]
+
+
+def _leans(count: Floats, share: Floats, usual: Floats) -> npt.NDArray[np.bool_]:
+    return (count >= _FEWEST_FLAGGED) & (share >= _LEAST_FLAGGED) & (share >= _ENRICHED * usual)
+
+
+def _marked(shapes: npt.NDArray[np.uint16]) -> Floats:
+    """(SHAPES,) events that have each shape, whatever else they have."""
+    counts = np.bincount(shapes, minlength=1 << len(SHAPES))
+    bits = np.arange(len(counts))[:, None] >> np.arange(len(SHAPES)) & 1
+    return (counts @ bits).astype(np.float64)
 
 
 def describe(
@@ -196,6 +221,9 @@ def _against(
     if cluster.one_place >= settings.one_place:
         said.append(f"{cluster.one_place:.0%} of its customers send from one network, as "
                     "those of an office or a campus do")  # fmt: skip
+    if cluster.share_of_traffic < settings.least_share:
+        said.append(f"it is {cluster.share_of_traffic:.1%} of what its customers send, as phrases "
+                    "that chance puts into much traffic are")  # fmt: skip
     declared = population.traffic.first_known("organisation")[members]
     values, count = np.unique(declared[declared != 0], return_counts=True)
     if len(values) and count.max() > 0.2 * len(members):

@@ -37,7 +37,10 @@ _HASHES = (
     "organisation", "whole", "head", "tail", "skeleton", "system", "tools", "address", "network",
     "payment", "device", "channel",
 )  # fmt: skip
-_NUMBERS = {"input_tokens": -1, "output_tokens": -1, "turns": -1, "capability": 0, "cost_usd": -1.0}
+_NUMBERS = {
+    "input_tokens": -1, "output_tokens": -1, "turns": -1, "shape": 0, "capability": 0,
+    "cost_usd": -1.0,
+}  # fmt: skip
 _NO_TIME = np.iinfo(np.int64).min
 _EMPTY_SLOT = np.uint32(0xFFFFFFFF)
 

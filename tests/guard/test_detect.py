@@ -70,6 +70,14 @@ def test_planted_campaigns_are_found_whole_and_pure(tmp_path: Path, shape: dict[
     assert first["accounts"] >= 0.85 * shape["count"]
 
 
+def test_a_report_says_what_keeps_a_cluster_from_review(tmp_path: Path) -> None:
+    week = benign_week(21)
+    week.campaign(100, cover=0.5)
+    first = scan_of(week, tmp_path, least_share=0.9).campaigns[0]
+    assert first["decision"] == "observe"
+    assert any("% of what its customers send" in said for said in first["against"])
+
+
 def test_members_rank_above_everybody_else(tmp_path: Path) -> None:
     week = benign_week(22)
     week.campaign(200, cover=0.9, rewordings=20)

@@ -254,6 +254,7 @@ class Traffic:
             "turns": pa.array(joined["turns"], pa.int16()),
             "sketch": pa.FixedSizeListArray.from_arrays(
                 pa.array(joined["sketch"].ravel(), pa.uint32()), SKETCH_SLOTS),
+            "shape": pa.array((1 << joined["capability"].astype(np.int64)) >> 1, pa.uint16()),
             "capability": pa.array(joined["capability"], pa.uint8()),
             "signup": pa.array((joined["signup"] * 1e6).astype(np.int64), when),
             "file": pa.array(np.zeros(n), pa.uint16()),
