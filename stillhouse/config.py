@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -43,6 +43,11 @@ class Settings(BaseModel):
 
     # A validator is built when first needed: `--help` needs none.
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
+
+    @classmethod
+    def defaults(cls) -> Self:
+        """What nobody changed. Building a validator to make it would take a tenth of `--help`."""
+        return cls.model_construct()
 
 
 def _from_base(path: Path, info: ValidationInfo) -> Path:
@@ -242,10 +247,10 @@ class Recipe(Settings):
     """A store collected before; the run then asks nothing for training."""
     runs: Path = Path("runs")
     """Where runs are kept."""
-    student: StudentSettings = StudentSettings()
-    collect: CollectSettings = CollectSettings()
-    train: TrainSettings = TrainSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
+    student: StudentSettings = Field(default_factory=StudentSettings)
+    collect: CollectSettings = Field(default_factory=CollectSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     recorded: dict[str, Any] | None = None
     """What a finished run wrote beside its settings (versions, hashes); not read back."""
 

@@ -4,9 +4,12 @@ from typing import Any
 import pytest
 import yaml
 
+from stillhouse.audit.settings import TwinSettings, WatermarkSettings
 from stillhouse.cli.run_yaml import changed_keys, write_run
 from stillhouse.config import (
+    CollectSettings,
     Recipe,
+    Settings,
     StudentSettings,
     file_hash,
     fingerprint,
@@ -14,6 +17,8 @@ from stillhouse.config import (
     make,
 )
 from stillhouse.errors import ConfigError, nearest
+from stillhouse.guard.benchmark_settings import BenchmarkSettings
+from stillhouse.guard.settings import GuardSettings
 
 MINIMAL = "name: tiny\nteacher: scripted:bigram\n"
 
@@ -116,6 +121,13 @@ def test_settings_are_frozen() -> None:
     recipe = make(Recipe, {"name": "a", "teacher": "b"}, where="test")
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "c"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "kind", [CollectSettings, TwinSettings, WatermarkSettings, GuardSettings, BenchmarkSettings]
+)
+def test_defaults_are_what_a_validator_would_make(kind: type[Settings]) -> None:
+    assert kind.defaults() == kind()
 
 
 def test_nearest_lists_what_is_known_where_nothing_is_near() -> None:

@@ -33,7 +33,7 @@ def twin(
     begin: bool = False,
     ledger: Path | None = None,
     runs: Path = Path("runs"),
-    settings: Annotated[TwinSettings, Parameter(name="*")] = TwinSettings(),  # noqa: B008
+    settings: Annotated[TwinSettings, Parameter(name="*")] = TwinSettings.defaults(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Test whether a suspect leans to the answers that were served, against their twins.

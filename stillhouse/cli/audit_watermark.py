@@ -25,7 +25,7 @@ def watermark(
     served: Path | None = None,
     out: Path | None = None,
     runs: Path = Path("runs"),
-    settings: Annotated[WatermarkSettings, Parameter(name="*")] = WatermarkSettings(),  # noqa: B008
+    settings: Annotated[WatermarkSettings, Parameter(name="*")] = WatermarkSettings.defaults(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Test whether a suspect prefers the tokens that a secret key made green.

@@ -19,7 +19,7 @@ def collect(
     *overrides: str,
     teacher: str | None = None,
     out: Path | None = None,
-    settings: Annotated[CollectSettings, Parameter(name="*")] = CollectSettings(),  # noqa: B008
+    settings: Annotated[CollectSettings, Parameter(name="*")] = CollectSettings.defaults(),  # noqa: B008
     dry_run: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:

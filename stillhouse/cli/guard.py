@@ -30,7 +30,7 @@ def scan(
     key: Path | None = None,
     mapping: Path | None = None,
     max_bad_share: _BadShare = _BAD_SHARE,
-    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings(),  # noqa: B008
+    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings.defaults(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Find extraction campaigns across the accounts of some logs.
@@ -97,7 +97,7 @@ def calibrate(
     key: Path | None = None,
     mapping: Path | None = None,
     max_bad_share: _BadShare = _BAD_SHARE,
-    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings(),  # noqa: B008
+    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings.defaults(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure what benign traffic looks like, so that scans know their false alarms.
@@ -231,7 +231,7 @@ def simulate(
 def benchmark(
     *,
     work: Path = Path("guard-benchmark"),
-    settings: Annotated[BenchmarkSettings, Parameter(name="*")] = BenchmarkSettings(),  # noqa: B008
+    settings: Annotated[BenchmarkSettings, Parameter(name="*")] = BenchmarkSettings.defaults(),  # noqa: B008
     list_cases: Annotated[bool, Parameter(name="--list", negative="")] = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
