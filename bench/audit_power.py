@@ -39,9 +39,9 @@ from stillhouse.audit.selection import choose
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.audit.twin_audit import twin_audit
 from stillhouse.cli.terminal import make_progress
-from stillhouse.config import file_hash
 from stillhouse.errors import EvidenceError
 from stillhouse.exact import signed_rank
+from stillhouse.files import file_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [

@@ -28,7 +28,6 @@ __all__ = [
     "StudentSettings",
     "TrainSettings",
     "expected_by",
-    "file_hash",
     "fingerprint",
     "load_recipe",
     "make",
@@ -397,9 +396,3 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
 def fingerprint(*parts: Any) -> str:
     """Tagged hash of plain values: equal inputs of a stage have equal fingerprints."""
     return "f1:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Tagged SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

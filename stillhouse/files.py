@@ -7,6 +7,7 @@ before. What the files mean is their writers' business.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -19,7 +20,9 @@ from stillhouse.errors import DataError
 __all__ = [
     "alone",
     "append_lines",
+    "file_hash",
     "read_secret",
+    "sha256",
     "sync_folder",
     "whole_lines",
     "write_secret",
@@ -51,6 +54,17 @@ def write_whole(path: Path, content: bytes | str, aside: Path | None = None) -> 
     begun.replace(path)
     sync_folder(path.parent)
     return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The same with its tag, as records have it."""
+    return f"sha256:{sha256(path)}"
 
 
 def sync_folder(folder: Path) -> None:

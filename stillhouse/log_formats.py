@@ -36,7 +36,7 @@ NAMES: dict[str, tuple[str, ...]] = {
                      "org_id", "team_id"),
     "time": ("time", "timestamp", "ts", "@timestamp", "request_time", "start_time", "startTime",
              "created_at"),
-    "request_id": ("request_id", "id", "custom_id"),
+    "request_id": ("request_id", "id"),  # not custom_id: requesters choose it, and repeat it
     "session": ("session", "session_id", "conversation_id", "trace_id"),
     "address": ("address", "ip", "ip_address", "client_ip", "remote_addr", "client.address",
                 "requester_ip_address"),

@@ -9,7 +9,6 @@ wrong name (docs/terms.md says what else it cannot do).
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import json
 import re
@@ -28,6 +27,7 @@ import yaml
 
 from stillhouse.errors import TermsError, nearest
 from stillhouse.exchange import Terms
+from stillhouse.files import sha256
 
 __all__ = [
     "STATUSES",
@@ -224,8 +224,7 @@ def _by_file(path: Path) -> list[Teacher]:
         return _by_claims([path.name], [])  # not there yet: opening it will say so
     size = path.stat().st_size
     if any(size in (entry.files or {}).values() for entry in teachers()):
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256(path)
         known = [entry for entry in teachers() if found in (entry.files or {})]
         if known:
             return known

@@ -11,7 +11,6 @@ from stillhouse.config import (
     Recipe,
     Settings,
     StudentSettings,
-    file_hash,
     fingerprint,
     load_recipe,
     make,
@@ -100,13 +99,6 @@ def test_a_run_can_be_repeated_from_its_run_yaml(tmp_path: Path) -> None:
 def test_fingerprints_tell_values_apart_and_ignore_key_order() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-
-
-def test_file_hash_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"abc")  # NIST's example value for "abc"
-    assert file_hash(tmp_path / "f") == (
-        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
 
 
 def test_changed_keys_names_old_and_new() -> None:

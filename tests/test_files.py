@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.files import append_lines, read_secret, whole_lines, write_secret, write_whole
+from stillhouse.files import (
+    append_lines,
+    file_hash,
+    read_secret,
+    whole_lines,
+    write_secret,
+    write_whole,
+)
 
 
 def refusing(*_: object) -> None:
@@ -83,3 +90,10 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> 
     path.chmod(mode)
     with pytest.raises(DataError, match="others than its owner"):
         read_secret(path, "a key", "Make one")
+
+
+def test_file_hash_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")  # NIST's example value for "abc"
+    assert file_hash(tmp_path / "f") == (
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

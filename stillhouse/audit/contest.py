@@ -7,7 +7,6 @@ nothing it says changes what is said of the sealed part.
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from stillhouse.audit.seal import CONTEST, flat
+from stillhouse.files import sha256
 
 __all__ = ["Answer", "Submitted", "answers", "empty_form"]
 
@@ -174,8 +174,7 @@ def _submitted(folder: Path, item: Mapping[str, str]) -> Submitted:
         elif not path.is_file():
             found = "no such file is there"
         else:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256(path)
             found = f"its SHA-256 is {digest}"
             if digest == stated.lower():
                 return Submitted(name, stated, item["shows"], True, found)

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from stillhouse.audit.batch import Batch, is_batch
 from stillhouse.audit.settings import TwinSettings
-from stillhouse.config import file_hash
 from stillhouse.errors import CapabilityError
+from stillhouse.files import file_hash
 from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
 from stillhouse.report import Progress

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.cli.run_yaml import as_written_in, changed_keys, write_run
-from stillhouse.config import Recipe, file_hash, fingerprint
+from stillhouse.config import Recipe, fingerprint
 from stillhouse.errors import ConfigError, DataError
-from stillhouse.files import alone, write_whole
+from stillhouse.files import alone, file_hash, write_whole
 from stillhouse.memory import give_back_memory
 from stillhouse.prompts import prompt_files
 from stillhouse.report import Progress

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import DataError
-from stillhouse.files import append_lines, whole_lines, write_whole
+from stillhouse.files import append_lines, sha256, whole_lines, write_whole
 
 __all__ = ["Rows", "kept", "weights_bytes", "weights_hash", "weights_parameters"]
 
@@ -40,9 +40,7 @@ def weights_hash(folder: Path) -> str:
         )  # fmt: skip
     whole = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.name} {content}\n".encode())
+        whole.update(f"{path.name} {sha256(path)}\n".encode())
     return "w1:" + whole.hexdigest()
 
 

@@ -83,8 +83,10 @@ def _worked(settings: BenchmarkSettings, pending: list[Unit], work: Path) -> Ite
         write_key(key)
     timed = [unit for unit in pending if unit.case == "speed"]
     others = [unit for unit in pending if unit.case != "speed"]
-    yield from run_side_by_side(others, work, settings.workers, keep=settings.keep)
-    yield from run_side_by_side(timed, work, 1, keep=settings.keep)
+    spared = pending if settings.keep else timed
+    keep = frozenset(plan.name for unit in spared for plan in unit.weeks)
+    yield from run_side_by_side(others, work, settings.workers, keep=keep)
+    yield from run_side_by_side(timed, work, 1, keep=keep)
 
 
 def expected_minutes(settings: BenchmarkSettings) -> dict[str, float]:

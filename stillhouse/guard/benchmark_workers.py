@@ -35,7 +35,7 @@ Told = Callable[[str | None], None]
 
 
 def run_side_by_side(
-    units: list[Unit], work: Path, workers: int, *, keep: bool
+    units: list[Unit], work: Path, workers: int, *, keep: frozenset[str]
 ) -> Iterator[str | None]:
     """Notes of what happens, and None after each step whose counts were written.
 
@@ -43,7 +43,7 @@ def run_side_by_side(
         units: steps that are not done yet.
         work: the benchmark's folder; its key is there.
         workers: processes at most.
-        keep: leave the weeks there.
+        keep: names of weeks that are left there; others go when no step needs them any more.
 
     Raises:
         DataError: a process was killed, or what a step raises.
@@ -94,7 +94,7 @@ def _heard(told: Any, started: list[Any]) -> Iterator[str | None]:
 _THROUGH = ""
 
 
-def _work(todo: Any, told: Any, work: Path, keep: bool) -> None:
+def _work(todo: Any, told: Any, work: Path, keep: frozenset[str]) -> None:
     """Take groups of steps until there are none left."""
     Thread(target=_end_with_caller, daemon=True).start()
     try:
@@ -115,7 +115,7 @@ def _end_with_caller() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def _run_group(units: list[Unit], work: Path, told: Told, *, keep: bool) -> None:
+def _run_group(units: list[Unit], work: Path, told: Told, *, keep: frozenset[str]) -> None:
     desk = _Desk(work, units, told)
     for number, unit in enumerate(units):
         desk.attend(f"{unit.case} {unit.name}")
@@ -170,12 +170,12 @@ class _Desk:
             self._open[plan.name] = made
         return self._open[plan.name]
 
-    def forget(self, pending: list[Unit], *, keep: bool) -> None:
+    def forget(self, pending: list[Unit], *, keep: frozenset[str]) -> None:
         """Weeks that no step to come needs are deleted; those to be kept are only closed."""
         over = self._own - {plan.name for unit in pending for plan in unit.weeks}
         for name in over:
             self._open.pop(name, None)
-            if not keep:
+            if name not in keep:
                 shutil.rmtree(self._folder / name, ignore_errors=True)
         self._own -= over
         give_back_memory()

@@ -4,8 +4,8 @@
 
 In: events of accounts known to be benign. Out: a file that later scans are measured against. The
 benign week is scored as an uncalibrated scan would score it. A later scan also leaves out keys that
-this week knew, which can only lower the scores of benign accounts; so a benign account's p-value is
-at most as often below x as x says, as long as the traffic stays like the calibration's.
+this week knew, which lowers the scores of benign accounts; so a benign account's p-value is at most
+as often below x as x says, as long as the traffic stays like the calibration's, in size, too.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import numpy.typing as npt
 from stillhouse.errors import ConfigError, DataError, EvidenceError
 from stillhouse.files import write_whole
 from stillhouse.guard.hashing import Ints
+from stillhouse.guard.key import fingerprint
 from stillhouse.guard.keys import Frozen
 from stillhouse.guard.population import KINDS, Population
 from stillhouse.guard.settings import GuardSettings
 
 __all__ = ["Calibration", "conformal", "fewest_of_a_stratum", "strata"]
 
-_VERSION = 4
+_VERSION = 5
 _VOLUMES = (8, 64, 512)
 """Events of an account at which strata of volume part: a few tries, a light user, a regular one, a
 program. 26 a day over a week, the reported campaigns' rate, lies in the third."""
@@ -44,8 +45,6 @@ _SCORING = (
 )  # fmt: skip
 """Settings on which scores depend."""
 _WINDOW = 0.25
-_COMMON = 200
-"""Most frequent keys of the calibration, some of which a scan under the same secret has."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,6 +84,8 @@ class Calibration:
     hours: float
     """Length of the window."""
     settings: dict[str, Any]
+    key: str = ""
+    """Fingerprint of the secret that its hashes were made with."""
 
     @property
     def accounts(self) -> int:
@@ -111,20 +112,29 @@ class Calibration:
         sizes = np.diff(self.starts)
         return 1 / (1.0 + sizes[self.joined[strata(population)]])
 
-    def check(
-        self, population: Population, keys: npt.NDArray[np.uint64], settings: GuardSettings
-    ) -> None:
+    def check_key(self, key: bytes) -> None:
+        """Refuse a scan whose names are hashed with another secret: no key of one is in the other.
+
+        Raises:
+            DataError: they are.
+        """
+        if self.key and self.key != fingerprint(key):
+            raise DataError(
+                "calibration, keyed hashes", "made with another secret", "the scan's",
+                "Scan with the calibration's key file (--key), into a new folder where this one "
+                "has events already",
+            )  # fmt: skip
+
+    def check(self, population: Population, settings: GuardSettings) -> None:
         """Refuse a calibration that does not fit a scan.
 
         Args:
             population: of the scan.
-            keys: some of its content keys.
             settings: of the scan.
 
         Raises:
             ConfigError: settings that scores follow from are others.
             EvidenceError: its window is of another length.
-            DataError: it knows none of the scan's keys, so the secret was another.
         """
         for name, value in settings.model_dump(mode="json", include=set(_SCORING)).items():
             if self.settings.get(name) != value:
@@ -139,19 +149,14 @@ class Calibration:
             raise EvidenceError(
                 "calibration, length of the window", f"{self.hours:.0f} hours against "
                 f"{hours:.0f} of the scan", "windows of the same length (within a quarter)",
-                "Calibrate on benign traffic of as many days as are scanned",
-            )  # fmt: skip
-        common = self.frozen.keys[np.argsort(self.frozen.counts, kind="stable")[-_COMMON:]]
-        if len(common) == _COMMON and len(keys) and not np.isin(common, keys).any():
-            raise DataError(
-                "calibration, keyed hashes", "none of its most frequent keys is in the scan",
-                "hashes under the same secret", "Read both logs with the same key file",
+                f"Scan the last days only (--days {self.hours / 24:.3g}), or calibrate on benign "
+                "traffic of as many days as are scanned",
             )  # fmt: skip
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
         facts = {"version": _VERSION, "hours": self.hours, "settings": self.settings,
-                 "customers": self.frozen.customers}  # fmt: skip
+                 "customers": self.frozen.customers, "key": self.key}  # fmt: skip
         held = io.BytesIO()
         np.savez_compressed(
             held, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
@@ -177,7 +182,7 @@ class Calibration:
             )
             found = cls(
                 frozen, arrays["scores"], arrays["joined"], arrays["starts"], arrays["clusters"],
-                float(facts["hours"]), dict(facts["settings"]),
+                float(facts["hours"]), dict(facts["settings"]), str(facts.get("key", "")),
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as problem:
             raise DataError(

@@ -27,16 +27,9 @@ from stillhouse.guard.reference import SLOT, Held, Reference
 from stillhouse.guard.settings import GuardSettings
 
 __all__ = [
-    "Effort",
-    "Finding",
-    "family_p_values",
-    "load_balance",
-    "model_switch",
-    "profile_tests",
-    "seen_again",
-    "shared_test",
-    "successions",
-]
+    "Effort", "Finding", "family_p_values", "load_balance", "model_switch", "profile_tests",
+    "seen_again", "shared_test", "successions",
+]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 _FEWEST_ROWS = 5
@@ -385,15 +378,18 @@ def model_switch(members: Ints, reference: Reference, effort: Effort) -> list[Fi
 def family_p_values(findings: list[Finding]) -> dict[str, float]:
     """Family -> p-value, of the families that were tested.
 
-    In timing, the load test looks at counts only and the schedule test is exact given the counts,
-    so their p-values are independent under the null, and that of the smaller is exact (Tippett).
+    A new model taken up together counts as a test without effect (p = 1): an app's update to
+    another default looks alike. In timing, the load test looks at counts only and the schedule test
+    is exact given the counts, so their p-values are independent under the null, and that of the
+    smaller is exact (Tippett).
     Not Fisher's product: it hides one that speaks where the other has no effect.
     """
     families: dict[str, list[float]] = {}
     pair = [f.p_value for f in findings if f.test in ("load balance", "one schedule")]
     for finding in findings:
         if len(pair) < 2 or finding.test not in ("load balance", "one schedule"):
-            families.setdefault(finding.family, []).append(finding.p_value)
+            p = 1.0 if finding.test == "new model" else finding.p_value
+            families.setdefault(finding.family, []).append(p)
     if len(pair) == 2:
         families.setdefault("timing", []).append(tippett(pair[0], pair[1]))
     return {family: bonferroni(p) for family, p in families.items()}

@@ -58,8 +58,7 @@ def detect(
     population = _population(events, settings, tell)
     if calibration is not None:
         tell("fitting the calibration")
-        heads = shared_keys(population, CONTENT[:2], None, fewest=1)
-        calibration.check(population, heads.keys, settings)
+        calibration.check(population, settings)
     clusters, weighed, membership = _judge(population, settings, calibration, tell)
     tell("deciding")
     found = decide(population, weighed, membership, calibration, settings)
@@ -107,7 +106,7 @@ def check_families(settings: GuardSettings) -> None:
 
 def _population(events: Path, settings: GuardSettings, tell: Tell) -> Population:
     tell("reading events")
-    traffic = read_traffic(events)
+    traffic = read_traffic(events, settings.days)
     tell("telling customers apart")
     return populate(traffic, settings)
 

@@ -7,6 +7,8 @@ next. Hashes are keyed and shown in hexadecimal; no text is at hand. Nothing her
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +24,7 @@ from stillhouse.guard.population import KINDS
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.traffic import HOUR
 
-__all__ = ["capability_of", "describe", "identity", "moment"]
+__all__ = ["Said", "capability_of", "describe", "identity", "moment"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,8 +33,10 @@ _FEWEST_FLAGGED, _LEAST_FLAGGED, _ENRICHED, _BESIDE = 5, 0.01, 3.0, 0.5
 
 
 def identity(cluster: Cluster) -> str:
-    """A campaign's id: of the keys that link it, so renamed accounts leave it as it is."""
-    return f"c-{int(np.bitwise_xor.reduce(cluster.keys.keys)):016x}"
+    """A campaign's id: the least of the keys that link it. Renamed accounts leave it as it is, and
+    the next day's new keys mostly do.
+    """
+    return f"c-{int(cluster.keys.keys.min()):016x}"
 
 
 def moment(microseconds: int) -> str:
@@ -79,17 +83,32 @@ def _marked(shapes: npt.NDArray[np.uint16]) -> Floats:
     return (counts @ bits).astype(np.float64)
 
 
+@dataclass(frozen=True)
+class Said:
+    """What was decided of a cluster and of everybody."""
+
+    decision: str
+    """Of the cluster."""
+    held_back: tuple[str, ...]
+    """What keeps it from review, in words."""
+    accounts: npt.NDArray[np.object_]
+    """(accounts,) the decision of each."""
+    p_value: Floats
+    """(accounts,) of each."""
+    calibrated: bool
+    """Whether thresholds come from benign traffic."""
+
+
 def describe(
-    evidence: Evidence, members: Ints, decision: str, settings: GuardSettings, calibrated: bool
+    evidence: Evidence, members: Ints, said: Said, settings: GuardSettings
 ) -> dict[str, Any]:
     """The campaign's entry in campaigns.json.
 
     Args:
         evidence: of the cluster.
-        members: accounts that were assigned to it.
-        decision: what was decided of it.
+        members: accounts that were assigned to it and are not excused.
+        said: what was decided.
         settings: of the scan.
-        calibrated: whether thresholds come from benign traffic.
     """
     cluster = evidence.cluster
     traffic = cluster.population.traffic
@@ -97,8 +116,9 @@ def describe(
     time = traffic.time[events]
     return {
         "id": identity(cluster),
-        "decision": decision,
+        "decision": said.decision,
         "accounts": len(members),
+        "decisions": dict(sorted(Counter(map(str, said.accounts[members])).items())),
         "customers": len(np.unique(cluster.population.customer_of[members])),
         "exchanges": len(events),
         "first_seen": moment(int(time.min())),
@@ -116,26 +136,28 @@ def describe(
         "family_p_values": evidence.families,
         "found_by": cluster.family,
         "wordings": evidence.wordings,
-        "calibrated": calibrated,
+        "calibrated": said.calibrated,
         "disjoint_share": cluster.disjoint,
-        "members": _members(evidence, members),
+        "members": _members(evidence, members, said),
         "links": _links(cluster),
         "timeline": _timeline(cluster, events),
         "volumes": _volumes(cluster, events, members),
         "estimate": _estimate(cluster, events, settings),
-        "against": _against(evidence, members, settings, calibrated),
-        "next_step": _next_step(decision, cluster.one_place >= settings.one_place),
+        "held_back": list(said.held_back),
+        "against": _against(evidence, members, said, settings),
+        "next_step": _next_step(said, cluster.one_place >= settings.one_place),
     }  # fmt: skip
 
 
-def _members(evidence: Evidence, members: Ints) -> list[dict[str, Any]]:
+def _members(evidence: Evidence, members: Ints, said: Said) -> list[dict[str, Any]]:
     traffic = evidence.cluster.population.traffic
     who, counts, sure = strengths(evidence)
     inside = np.isin(who, members)
     order = np.flatnonzero(inside)[np.argsort(-counts[inside], kind="stable")]
     return [
         {"account": str(traffic.names[who[i]]), "exchanges": int(counts[i]),
-         "events": int(traffic.events_of[who[i]]), "strength": round(float(sure[i]), 4)}
+         "events": int(traffic.events_of[who[i]]), "strength": round(float(sure[i]), 4),
+         "p_value": float(said.p_value[who[i]]), "decision": str(said.accounts[who[i]])}
         for i in order
     ]  # fmt: skip
 
@@ -177,7 +199,7 @@ def _volumes(cluster: Cluster, events: Ints, members: Ints) -> dict[str, Any]:
         "exchanges_per_account": dict(zip(("p5", "p25", "p50", "p75", "p95"), quarter,
                                           strict=True)),
         "share_of_their_traffic": float(len(events) / traffic.events_of[members].sum()),
-        "distinct_payloads": len(np.unique(traffic.columns["whole"][events])),
+        "distinct_payloads": len(np.setdiff1d(traffic.columns["whole"][events], [0])),
         "kinds": {k: int(n) for k, n in zip(KINDS, kinds, strict=True) if n},
         "models": {m: int(n) for m, n in zip(traffic.models, models, strict=True) if n},
         "capabilities": {c: int(n) for c, n in zip(CAPABILITIES, capability, strict=True) if n},
@@ -205,25 +227,16 @@ def _estimate(cluster: Cluster, events: Ints, settings: GuardSettings) -> dict[s
 
 
 def _against(
-    evidence: Evidence, members: Ints, settings: GuardSettings, calibrated: bool
+    evidence: Evidence, members: Ints, decided: Said, settings: GuardSettings
 ) -> list[str]:
-    cluster, population = evidence.cluster, evidence.cluster.population
-    said: list[str] = []
+    population = evidence.cluster.population
+    said = [f"kept from review: {why}" for why in decided.held_back]
     for family, p in sorted(evidence.families.items()):
         if p > settings.family_level:
             said.append(f"{family} does not speak (p = {p:.2g})")
     untested = [f for f in settings.families if f not in evidence.families]
     if untested:
         said.append(f"not recorded or too few to test: {', '.join(untested)}")
-    if cluster.disjoint < 0.9 and cluster.disjoint > 0:
-        said.append(f"{1 - cluster.disjoint:.0%} of payloads were sent by several customers, as "
-                    "shared exercises or benchmarks are")  # fmt: skip
-    if cluster.one_place >= settings.one_place:
-        said.append(f"{cluster.one_place:.0%} of its customers send from one network, as "
-                    "those of an office or a campus do")  # fmt: skip
-    if cluster.share_of_traffic < settings.least_share:
-        said.append(f"it is {cluster.share_of_traffic:.1%} of what its customers send, as phrases "
-                    "that chance puts into much traffic are")  # fmt: skip
     declared = population.traffic.first_known("organisation")[members]
     values, count = np.unique(declared[declared != 0], return_counts=True)
     if len(values) and count.max() > 0.2 * len(members):
@@ -232,23 +245,26 @@ def _against(
     once = int((counts == 1).sum())
     if once > 0.05 * len(counts):
         said.append(f"{once} accounts sent only one of its exchanges, which chance can do")
-    if not calibrated:
+    if not decided.calibrated:
         said.append("no calibration: how often benign traffic looks like this is not known")
     return said
 
 
-def _next_step(decision: str, one_place: bool) -> str:
-    if decision == "review":
+def _next_step(said: Said, one_place: bool) -> str:
+    if said.decision == "review":
         return (
             "Read ten exchanges of five members in the logs; ask what product sends this template; "
             "if none is known, limit the cluster as a whole (not its accounts one by one) and step "
             "up verification. Suspension is a person's decision."
         )
-    if decision == "allow":
+    if said.decision == "allow":
         return "Nothing: the accounts are excused by the allow-list. Check that the list is right."
     if one_place:
         return (
             "Ask whose network it is that most of them send from. If an organisation answers for "
             "it, put its accounts on the allow-list; if nobody does, read ten exchanges."
         )
-    return "Watch it: scan again with the next days, and look whether a second family speaks."
+    return (
+        "Watch it: scan again with the next days. What keeps it from review stands under what "
+        "speaks against it; where only more days can tell, they will."
+    )

@@ -71,7 +71,11 @@ class Evidence:
         return float(-np.log10(self.p_value))
 
     def speaks(self, settings: GuardSettings) -> bool:
-        """Whether two families speak, content among them, of payloads that hardly two share.
+        """Whether two families speak, content among them, of payloads that hardly two share."""
+        return not self.missing(settings)
+
+    def missing(self, settings: GuardSettings) -> list[str]:
+        """What it lacks to be called, in words for its page.
 
         Accounts that share networks and hours but nothing they ask for are an office; what content
         found and the other days do not show again is nothing; those who share exercises or a campus
@@ -82,25 +86,37 @@ class Evidence:
         untested = 1.0 if self.cluster.family == "content" else 0.0
         said = {family for family, p in self.families.items() if p <= level}
         linked = self.cluster.family == "infrastructure"  # then it is not tested
-        return (
-            len(said) >= 2
-            and self.families.get("content", untested) <= level
-            and (linked or bool(said - {"content", "onboarding"}))
-            and _may_be_called(self, settings)
-        )
+        why = _unfit(self.cluster, settings)
+        if len(said) < 2:
+            alone = f"only {' and '.join(said)} speaks" if said else "no family of evidence speaks"
+            why.append(f"{alone}: two must")
+        elif self.families.get("content", untested) > level:
+            why.append("what they ask for does not speak, and has to be one of the two")
+        elif not linked and not said - {"content", "onboarding"}:
+            why.append("a template and sign-ups speak: people who took up a product together have "
+                       "both, so something else has to")  # fmt: skip
+        return why
 
 
 def _may_be_called(evidence: Evidence, settings: GuardSettings) -> bool:
     """Whether hardly two customers share a payload, most are not at one place, and it is no chance
     in what they send: all known from the finding half, before any test.
     """
-    cluster = evidence.cluster
-    disjoint = cluster.disjoint
-    return (
-        cluster.one_place < settings.one_place
-        and cluster.share_of_traffic >= settings.least_share
-        and (disjoint == 0 or disjoint >= settings.unshared)
-    )
+    return not _unfit(evidence.cluster, settings)
+
+
+def _unfit(cluster: Cluster, settings: GuardSettings) -> list[str]:
+    why: list[str] = []
+    if 0 < cluster.disjoint < settings.unshared:
+        why.append(f"{1 - cluster.disjoint:.0%} of the texts its customers sent are another "
+                   "customer's text again, as shared exercises or benchmarks are")  # fmt: skip
+    if cluster.one_place >= settings.one_place:
+        why.append(f"{cluster.one_place:.0%} of its customers send from one network, as those of "
+                   "an office or a campus do")  # fmt: skip
+    if cluster.share_of_traffic < settings.least_share:
+        why.append(f"it is {cluster.share_of_traffic:.1%} of what its customers send, as phrases "
+                   "that chance puts into much traffic are")  # fmt: skip
+    return why
 
 
 def weigh(

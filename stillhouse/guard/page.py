@@ -24,6 +24,7 @@ __all__ = ["write_page"]
 _FULL = 30  # campaigns that are laid out in full; the others stand in the table and in the JSON
 _MEMBERS = 25  # accounts of a campaign that are listed on the page
 _LINKS = 12
+_ALIKE = 3.0  # times as many accounts as a calibration has, or as few, from which that is said
 
 _FAMILIES = {
     "content": "the same templates with payloads shared out",
@@ -34,7 +35,6 @@ _FAMILIES = {
 _TIMING = {
     "one schedule": "one schedule",
     "load balance": "equal loads",
-    "new model": "a new model taken up in the same hours",
 }
 _DECISIONS = {
     "review": "for a person to decide now",
@@ -72,8 +72,8 @@ def _lede(called: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, str]:
         verb = "is" if len(observe) == 1 else "are"
         watched = f" {_plural(len(observe), 'cluster')} {verb} watched." if observe else ""
         return "No campaign calls for review.", watched
-    accounts = sum(c["accounts"] for c in review)
-    exchanges = sum(c["exchanges"] for c in review)
+    called = [m for c in review for m in c["members"] if m["decision"] == "review"]
+    accounts, exchanges = len(called), sum(m["exchanges"] for m in called)
     return (
         f"{_plural(len(review), 'campaign')} {'calls' if len(review) == 1 else 'call'} for review",
         f": {accounts:,} accounts that obtained {exchanges:,} exchanges between them."
@@ -86,6 +86,7 @@ def _plural(count: int, word: str) -> str:
 
 
 def _limits(facts: Mapping[str, Any]) -> list[str]:
+    """What no figure of the page says."""
     lines = [
         "Who runs these accounts, and why, cannot be seen from logs. Resale, research and "
         "distillation can look alike, and one account can do all three.",
@@ -104,6 +105,23 @@ def _limits(facts: Mapping[str, Any]) -> list[str]:
             "Uncalibrated: no benign traffic was given, so p-values are those of permutations "
             "within these logs, and how many false alarms to expect is not known. Calibrate before "
             "acting: stillhouse guard calibrate."
+        )
+    known = facts["calibration_accounts"]
+    if known is not None and not 1 / _ALIKE <= facts["accounts"] / known <= _ALIKE:
+        lines.append(
+            f"The calibration has {known:,} accounts, this scan {facts['accounts']:,}: scores rise "
+            "with how many people there are to share words with, so error rates are not those "
+            "stated. Calibrate on as much traffic as is scanned."
+        )
+    if facts["without_text"]:
+        lines.append(
+            f"{facts['without_text'] / facts['events']:.0%} of the requests are logged without "
+            "their text: what they asked for was compared with nobody's."
+        )
+    if facts["unlinkable_accounts"]:
+        lines.append(
+            f"{_plural(facts['unlinkable_accounts'], 'account')} could not be judged: the logs "
+            "have neither text nor a payment, device or network of theirs."
         )
     return lines
 
@@ -143,6 +161,8 @@ def _provenance(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Requests added", f"{read['events_added']:,} of {_plural(read['files'], 'log')}"),
         ("Duplicates left out", f"{read['duplicates']:,}"),
         ("Lines that are no events", rejects),
+        ("Set aside", f"{facts['strays']:,} days apart from all others (a clock that was wrong), "
+         f"{facts['older']:,} before the days that were asked for"),
         ("Customers", f"{facts['customers']:,} (accounts that pay together count once)"),
         ("Calibration", f"{facts['calibration_accounts']:,} accounts" if facts["calibrated"]
          else "none"),
@@ -167,7 +187,7 @@ def _campaign(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _words(family: str, evidence: Sequence[Mapping[str, Any]]) -> str:
     """What a family that speaks says; of timing, the test that says it."""
-    timing = [found for found in evidence if found["family"] == family and found["test"] in _TIMING]
+    timing = [f for f in evidence if f["family"] == family and f["test"] in _TIMING]
     if timing:
         return _TIMING[min(timing, key=lambda found: found["p_value"])["test"]]
     return _FAMILIES.get(family, family)
@@ -191,7 +211,7 @@ def _full(one: Mapping[str, Any]) -> dict[str, Any]:
             f"{one['accounts']:,} accounts of {one['customers']:,} unrelated customers obtained "
             f"{one['exchanges']:,} exchanges, {_task(one['capability'])}, "
             f"{each['p50']} each in the middle (nine in ten between {each['p5']} and "
-            f"{each['p95']}). {_cover(volumes['share_of_their_traffic'])}"
+            f"{each['p95']}). {_cover(volumes['share_of_their_traffic'])}{_uncalled(one)}"
         ),
         "why": [_finding(one, found) for found in one["evidence"]],
         "spoke": [f"{name}: {_words(name, one['evidence'])}" for name in one["families"]],
@@ -216,6 +236,16 @@ def _full(one: Mapping[str, Any]) -> dict[str, Any]:
         "links": one["links"][:_LINKS],
         "links_left": max(0, len(one["links"]) - _LINKS),
     }  # fmt: skip
+
+
+def _uncalled(one: Mapping[str, Any]) -> str:
+    others = one["accounts"] - one["decisions"].get(one["decision"], 0)
+    if one["decision"] != "review" or not others:
+        return ""
+    return (
+        f" {_plural(others, 'account')} of them {'is' if others == 1 else 'are'} not called: what "
+        "each did alone is too common among benign accounts."
+    )
 
 
 def _cover(share: float) -> str:

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from stillhouse.guard.calibrate import Calibration
 from stillhouse.guard.detect import Scan, check_families, detect
 from stillhouse.guard.detect import calibrate as calibrate_events
 from stillhouse.guard.ingest import MAX_BAD_SHARE, Ingested, ingest
-from stillhouse.guard.key import FieldHash, read_key, write_key
+from stillhouse.guard.key import FieldHash, fingerprint, read_key, write_key
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.page import write_page
 from stillhouse.guard.reread import records_at
@@ -94,7 +94,10 @@ def guard_scan(
     clock = _Clock(progress)
     frozen = None if calibration is None else Calibration.load(calibration)
     out.parent.mkdir(parents=True, exist_ok=True)
-    secret = _key(key, calibration or out)
+    # under a fresh secret a calibration would know nothing of the scan, so its own has to be there
+    secret = _key(key or (None if calibration is None else _beside(calibration)), out)
+    if frozen is not None:
+        frozen.check_key(secret)
     with clock.of("reading logs"):
         read = _ingest(logs, out, secret, mapping, max_bad_share, progress)
     scan = detect(out, _with_hashed_names(settings, secret), frozen, clock.stage)
@@ -159,6 +162,7 @@ def guard_calibrate(
         made = calibrate_events(events, settings, clock.stage)
     finally:
         shutil.rmtree(events, ignore_errors=True)
+    made = replace(made, key=fingerprint(secret))
     made.save(out)
     clock.end()
     return {
@@ -175,8 +179,12 @@ def _key(named: Path | None, beside: Path) -> bytes:
     """The secret in the file that was named, which must be there; else the one beside what it is
     for, made where there is none.
     """
-    path = named or beside.with_name(f"{beside.name}.key")
+    path = named or _beside(beside)
     return read_key(path) if named or path.exists() else write_key(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.key")
 
 
 def _with_hashed_names(settings: GuardSettings, key: bytes) -> GuardSettings:
@@ -214,7 +222,7 @@ def _skeletons(scan: Scan, folder: Path, logs: Sequence[Path]) -> None:
         rows = np.flatnonzero(names == campaign["id"])
         some = table.take(rows[:: max(1, len(rows) // _TEXTS)][:_TEXTS])
         refs = list(zip(some["file"].to_pylist(), some["offset"].to_pylist(), strict=True))
-        who = dict(zip(refs, some["account"].to_pylist(), strict=True))
+        who = dict(zip(refs, some["customer"].to_pylist(), strict=True))
         try:
             texts = [
                 (who[file, offset], newest_turn(record.messages, record.system).text)
@@ -224,10 +232,10 @@ def _skeletons(scan: Scan, folder: Path, logs: Sequence[Path]) -> None:
             campaign["template"] = {"skeletons": [], "why_none": str(problem)}
             continue
         shown = [
-            {"text": one.text, "texts": one.texts, "accounts": one.accounts}
+            {"text": one.text, "texts": one.texts, "customers": one.customers}
             for one in skeletons(texts)
         ]
-        why = None if shown else "no text in the logs, or nothing that enough of its accounts share"
+        why = None if shown else "no text in the logs, or nothing that enough customers share"
         campaign["template"] = {"skeletons": shown, "why_none": why, "read": len(texts)}
 
 

@@ -21,6 +21,11 @@ FAMILIES = ("content", "timing", "infrastructure", "onboarding", "succession")
 class GuardSettings(Settings):
     """What links accounts, what is tested, and which error rates the decisions keep."""
 
+    # ---- what is judged ----
+    days: Annotated[float, Field(gt=0)] | None = None
+    """Only requests of the last so many days, counted from the newest; all by default. A folder
+    that grows by a log a day is scanned over as many days as its calibration has."""
+
     # ---- what may be linked ----
     fewest_customers: Annotated[int, Field(ge=3)] = 5
     """Unrelated customers that a cluster has at least; fewer are no campaign. Also the least that

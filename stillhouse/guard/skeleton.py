@@ -1,6 +1,6 @@
 """The template of a campaign, without its payloads: what its accounts' requests have in common.
 
-In: texts of a campaign's requests, by account. Out: skeletons in which only words stand that most
+In: texts of a campaign's requests, by customer. Out: skeletons in which only words stand that most
 of the texts share; the rest is a mark. What single customers wrote is shown to nobody.
 """
 
@@ -16,11 +16,12 @@ __all__ = ["PAYLOAD", "Skeleton", "skeletons"]
 PAYLOAD = "[…]"
 """Stands for whatever the texts do not share."""
 
-_SHARED = 0.8  # share of the texts (and of the accounts) that a shown word stands in, at least
-_FEWEST = 4  # texts of that many accounts; of fewer, a shared word could be one customer's own
+_SHARED = 0.8  # share of the texts (and of the customers) that a shown word stands in, at least
+_FEWEST = 4  # texts of that many customers; of fewer, a shared word could be one's own
 _MOST = 3  # wordings that are shown
 _LONGEST = 160  # words of a skeleton that are shown
 _BEGINNING = 3  # words by which texts are told apart as wordings
+_EITHER_END = 2048  # characters of a text that are looked at: a wrapper stands at an end
 _WORD = re.compile(r"\s*\S+")
 
 
@@ -31,33 +32,41 @@ class Skeleton:
     text: str
     texts: int
     """Texts it was made of."""
-    accounts: int
+    customers: int
 
 
-def skeletons(texts: Sequence[tuple[str, str]]) -> list[Skeleton]:
+def skeletons(texts: Sequence[tuple[int, str]]) -> list[Skeleton]:
     """The commonest wordings of the template behind some texts.
 
     Args:
-        texts: (account, text) of requests.
+        texts: (customer, text) of requests.
 
     Returns:
-        At most three, those of most texts first; wordings of fewer than four accounts are left out.
+        At most three, those of most texts first; wordings of fewer than four customers are left
+        out.
     """
-    groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
-    ends = [(account, words) for account, text in texts if (words := _WORD.findall(text))]
+    groups: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
+    ends = [(customer, words) for customer, text in texts if (words := _words(text))]
     for side in (1, -1):
         # Wrappers stand at either end: texts are grouped by whichever end they share.
         common = Counter(_end(words, side) for _, words in ends)
-        left: list[tuple[str, list[str]]] = []
-        for account, words in ends:
+        left: list[tuple[int, list[str]]] = []
+        for customer, words in ends:
             end = _end(words, side)
             if common[end] >= _FEWEST:
-                groups.setdefault((str(side), *end), []).append((account, words))
+                groups.setdefault((str(side), *end), []).append((customer, words))
             else:
-                left.append((account, words))
+                left.append((customer, words))
         ends = left
     found = [made for group in groups.values() if (made := _skeleton(group)) is not None]
     return sorted(found, key=lambda one: -one.texts)[:_MOST]
+
+
+def _words(text: str) -> list[str]:
+    """Words with the space before them; of a long text the first and the last."""
+    if len(text) > 2 * _EITHER_END:
+        return _words(text[:_EITHER_END]) + _words("\n" + text[-_EITHER_END:])
+    return _WORD.findall(text.rstrip())  # space at the end would be tried from each of its places
 
 
 def _end(words: Sequence[str], side: int) -> tuple[str, ...]:
@@ -65,20 +74,20 @@ def _end(words: Sequence[str], side: int) -> tuple[str, ...]:
     return tuple(word.strip().casefold() for word in some)
 
 
-def _skeleton(group: Sequence[tuple[str, list[str]]]) -> Skeleton | None:
-    accounts = {account for account, _ in group}
-    if len(accounts) < _FEWEST:
+def _skeleton(group: Sequence[tuple[int, list[str]]]) -> Skeleton | None:
+    customers = {customer for customer, _ in group}
+    if len(customers) < _FEWEST:
         return None
     stands = Counter(word for _, words in group for word in {_plain(w) for w in words})
     by = Counter(
         word
-        for account in accounts
-        for word in {_plain(w) for other, words in group if other == account for w in words}
+        for customer in customers
+        for word in {_plain(w) for other, words in group if other == customer for w in words}
     )
     shared = {
         word
         for word, count in stands.items()
-        if count >= _SHARED * len(group) and by[word] >= _SHARED * len(accounts)
+        if count >= _SHARED * len(group) and by[word] >= _SHARED * len(customers)
     }
     # Of all texts the shortest: what is shared stands in it in its order, with the least between.
     model = min((words for _, words in group), key=len)
@@ -90,7 +99,7 @@ def _skeleton(group: Sequence[tuple[str, list[str]]]) -> Skeleton | None:
             shown.append(f" {PAYLOAD}")
     if not any(word.strip() != PAYLOAD for word in shown):
         return None
-    return Skeleton("".join(shown).strip(), len(group), len(accounts))
+    return Skeleton("".join(shown).strip(), len(group), len(customers))
 
 
 def _plain(word: str) -> str:

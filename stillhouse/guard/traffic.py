@@ -10,7 +10,7 @@ into bands part by part. Nothing here judges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ _NUMBERS = {
     "input_tokens": -1, "output_tokens": -1, "turns": -1, "shape": 0, "capability": 0,
     "cost_usd": -1.0,
 }  # fmt: skip
+_EMPTY_DAYS = 3
 _NO_TIME = np.iinfo(np.int64).min
 _EMPTY_SLOT = np.uint32(0xFFFFFFFF)
 
@@ -64,6 +65,10 @@ class Traffic:
     """(events,) of what was sent and when; orders and thins events without looking at names."""
     parts: tuple[tuple[Path, int], ...]
     """Files that were read, and events in each; `row` counts through all of them."""
+    strays: int = 0
+    """Events that lie days apart from all others and were set aside."""
+    older: int = 0
+    """Events before the days that were asked for."""
 
     def __len__(self) -> int:
         """How many events."""
@@ -123,8 +128,12 @@ class Traffic:
         return out
 
 
-def read_traffic(events: Path) -> Traffic:
+def read_traffic(events: Path, days: float | None = None) -> Traffic:
     """The events of a folder.
+
+    Args:
+        events: the folder of parts that an ingest wrote.
+        days: only those of the last so many days; all by default.
 
     Raises:
         DataError: no parts, a part with other columns, or a time that is missing.
@@ -144,7 +153,42 @@ def read_traffic(events: Path) -> Traffic:
         pieces = [part.pop(name) for part in parts]
         columns[name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     columns["row"] = np.arange(len(account), dtype=np.uint32)
-    return _canonical(account, names, model, models, columns, sizes)
+    begin, end = _bulk(columns["time"])
+    strays = int(((columns["time"] < begin) | (columns["time"] > end)).sum())
+    begin = begin if days is None else max(begin, end - int(days * 24 * HOUR))
+    inside = (columns["time"] >= begin) & (columns["time"] <= end)
+    if not inside.all():
+        account, names = _kept(account[inside], names)
+        model, models = _kept(model[inside], models)
+        columns = {name: column[inside] for name, column in columns.items()}
+    made = _canonical(account, names, model, models, columns, sizes)
+    return replace(made, strays=strays, older=int((~inside).sum()) - strays)
+
+
+def _bulk(time: Ints) -> tuple[int, int]:
+    """First and last time without strays: days with a thousandth of the events or less, with three
+    empty ones between them and the rest. A clock that was wrong once would else stretch a week to
+    years, and every model would be new in it.
+    """
+    day = time // (24 * HOUR)
+    counts = np.bincount(day - day.min())
+    used = np.flatnonzero(counts)
+    before = np.cumsum(counts[used])
+    few = len(time) // 1000
+    far = np.flatnonzero(np.diff(used) > _EMPTY_DAYS)
+    early, late = far[before[far] <= few], far[len(time) - before[far] <= few]
+    first = used[early[-1] + 1] if len(early) else used[0]
+    last = used[late[0]] if len(late) else used[-1]
+    inside = time[(day >= day.min() + first) & (day <= day.min() + last)]
+    return int(inside.min()), int(inside.max())
+
+
+def _kept(
+    codes: npt.NDArray[np.int32], words: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+    """Codes and words without those that no code stands for any more."""
+    used, codes = np.unique(codes, return_inverse=True)
+    return codes.astype(np.int32), words[used]
 
 
 def _read_part(path: Path) -> dict[str, Any]:

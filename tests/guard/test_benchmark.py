@@ -189,23 +189,34 @@ def steps(*works: Work) -> list[Unit]:
 def test_steps_are_done_side_by_side(tmp_path: Path) -> None:
     write_key(tmp_path / "key")
     units = steps(counted, counted, counted)
-    notes = list(run_side_by_side(units, tmp_path, 2, keep=False))
+    notes = list(run_side_by_side(units, tmp_path, 2, keep=frozenset()))
     assert notes.count(None) == 3
     assert "case 1-0: counting" in notes
     rows = [json.loads(result_path(tmp_path, unit).read_text("utf-8")) for unit in units]
     assert os.getpid() not in {row["process"] for row in rows}
 
 
+def test_weeks_that_a_later_step_needs_are_left_there(tmp_path: Path) -> None:
+    write_key(tmp_path / "key")
+    units = steps(counted, counted)
+    first, second = (tmp_path / "weeks" / unit.weeks[0].name for unit in units)
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    list(run_side_by_side(units, tmp_path, 1, keep=frozenset({second.name})))
+    assert not first.exists()
+    assert second.exists()
+
+
 def test_what_a_step_raises_ends_the_benchmark(tmp_path: Path) -> None:
     write_key(tmp_path / "key")
     with pytest.raises(DataError, match="do something"):
-        list(run_side_by_side(steps(failed), tmp_path, 2, keep=False))
+        list(run_side_by_side(steps(failed), tmp_path, 2, keep=frozenset()))
 
 
 def test_a_process_that_is_killed_ends_the_benchmark(tmp_path: Path) -> None:
     write_key(tmp_path / "key")
     with pytest.raises(DataError, match="fewer --workers"):
-        list(run_side_by_side(steps(killed), tmp_path, 2, keep=False))
+        list(run_side_by_side(steps(killed), tmp_path, 2, keep=frozenset()))
 
 
 def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
@@ -215,7 +226,7 @@ def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
         "from stillhouse.guard.benchmark_workers import run_side_by_side\n"
         "from tests.guard.test_benchmark import slow, steps\n"
         "if __name__ == '__main__':\n"
-        "    list(run_side_by_side(steps(slow), Path(sys.argv[1]), 1, keep=False))\n"
+        "    list(run_side_by_side(steps(slow), Path(sys.argv[1]), 1, keep=frozenset()))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as caller:
         wait_for((tmp_path / "begun").exists)

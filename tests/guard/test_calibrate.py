@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +101,3 @@ def test_a_calibration_under_other_settings_is_refused(
     week = benign_week(2, 300)
     with pytest.raises(ConfigError, match="'linked'"):
         detect(week.write(tmp_path), GuardSettings(linked=0.4), calibration)
-
-
-def test_hashes_under_another_secret_are_refused(tmp_path: Path, calibration: Calibration) -> None:
-    week = benign_week(2, 400)
-    frozen = replace(calibration.frozen, keys=calibration.frozen.keys ^ np.uint64(1))
-    settings = GuardSettings(permutations=19_999)
-    with pytest.raises(DataError, match="same secret"):
-        detect(week.write(tmp_path), settings, replace(calibration, frozen=frozen))

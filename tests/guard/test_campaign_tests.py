@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from stillhouse.guard.campaign_tests import (
     Effort,
+    Finding,
     family_p_values,
     load_balance,
     model_switch,
@@ -226,6 +228,15 @@ def test_models_of_single_customers_are_no_new_model(tmp_path: Path) -> None:
     population = populate(read_traffic(week.write(tmp_path)), GuardSettings())
     everybody = np.ones(population.customers, dtype=bool)
     assert reference_of(population, everybody).switches is None
+
+
+def test_a_new_model_taken_up_together_is_told_and_decides_nothing() -> None:
+    load = Finding("timing", "load balance", 0.5, 1.0, 1.0, 10)
+    schedule = Finding("timing", "one schedule", 0.4, 1.0, 1.0, 10)
+    switch = Finding("timing", "new model", 1e-5, 0.9, 0.1, 10)
+    weak = replace(switch, p_value=1.0)
+    assert family_p_values([load, schedule, switch]) == family_p_values([load, schedule, weak])
+    assert family_p_values([switch]) == {"timing": 1.0}
 
 
 def test_too_few_customers_or_too_few_others_are_not_tested(population: Population) -> None:

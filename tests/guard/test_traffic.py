@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from stillhouse.guard.hashing import distinct_per_group, mixed_with
 from stillhouse.guard.keys import CONTENT, event_keys, shared_keys
 from stillhouse.guard.population import populate
 from stillhouse.guard.settings import GuardSettings
-from stillhouse.guard.traffic import read_traffic
+from stillhouse.guard.traffic import HOUR, read_traffic
 from tests.guard.traffic_writer import Traffic
 
 
@@ -129,3 +131,48 @@ def test_nothing_stays_nothing_when_hashes_are_mixed() -> None:
     mixed = mixed_with(np.array([0, 1, 2], dtype=np.uint64), 7)
     assert mixed[0] == 0
     assert len(set(mixed.tolist())) == 3
+
+
+def moved(folder: Path, rows: dict[int, datetime]) -> None:
+    """Give some events of a folder's first part other times."""
+    path = min(folder.glob("part-*.parquet"))
+    table = pq.read_table(path)
+    times = table["time"].to_pylist()
+    for row, time in rows.items():
+        times[row] = time
+    column = pa.array(times, table.schema.field("time").type)
+    at = table.column_names.index("time")
+    pq.write_table(table.set_column(at, "time", column), path)
+
+
+def test_a_clock_that_was_wrong_once_does_not_stretch_the_window(tmp_path: Path) -> None:
+    folder = small(days=7).write(tmp_path)
+    before = read_traffic(folder)
+    moved(folder, {0: datetime(2020, 1, 1, tzinfo=UTC)})
+    traffic = read_traffic(folder)
+    assert len(before) >= 1000
+    assert (traffic.strays, len(traffic)) == (1, len(before) - 1)
+    assert traffic.span[1] == before.span[1]
+    assert traffic.span[0] - before.span[0] < 24 * HOUR
+    assert len(traffic.names) == len(np.unique(traffic.account))
+
+
+def test_days_without_traffic_are_no_stray_clock(tmp_path: Path) -> None:
+    folder = small(days=7).write(tmp_path)
+    count = len(read_traffic(folder))
+    old = datetime(2020, 1, 1, tzinfo=UTC)
+    moved(folder, dict.fromkeys(range(count // 100), old))
+    assert read_traffic(folder).strays == 0
+
+
+def test_the_last_days_only(tmp_path: Path) -> None:
+    folder = small(days=7).write(tmp_path)
+    whole, last = read_traffic(folder), read_traffic(folder, days=2)
+    assert 0 < len(last) == len(whole) - last.older
+    begins = whole.span[1] - 2 * 24 * HOUR
+    assert len(last) == (whole.time >= begins).sum()
+    rows = last.columns["row"][:5].astype(np.int64)
+    again = np.concatenate([
+        pq.read_table(path, columns=["offset"])["offset"].to_numpy() for path, _ in last.parts
+    ])  # fmt: skip
+    assert (again[rows] == last.columns["offset"][:5]).all()
