@@ -163,7 +163,7 @@ _FOREIGN = {
 
 
 class TrainSettings(Settings):
-    """How it is trained. The train room extends this; every key has a default."""
+    """How it is trained. Every key has a default."""
 
     targets: Literal["soft", "hard", "full"] = "soft"
     """Forward KL against the kept top-k and its tail, cross-entropy on the answers, or forward KL

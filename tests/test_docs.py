@@ -203,7 +203,8 @@ def test_every_dependency_has_its_reason_in_the_readme() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["train"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["train"] + extras["guard"]
     text = README.read_text()
     for requirement in wanted:
         name = re.split(r"[<>=!~\[ ;]", requirement)[0]

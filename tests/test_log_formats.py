@@ -99,6 +99,10 @@ def test_openai_request_and_response_are_read() -> None:
     assert record.time_us == 1761998400_000000
 
 
+def test_an_id_that_the_requester_chose_is_none() -> None:
+    assert read_record(CHAT | {"custom_id": "request-1"}).request == "c1"
+
+
 def test_anthropic_request_and_response_are_read_and_cached_tokens_count() -> None:
     assert recognise(MESSAGES) == "anthropic"
     record = read_record(MESSAGES)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from stillhouse.report import Silent
+from tests.html_page import claims_no_more_than_it_can, needs_nothing_but_itself
 
 FILE = Path(__file__).resolve().parent.parent / "examples" / "whole_story.py"
 
@@ -54,6 +55,7 @@ def told(example: ModuleType, folder: Path, called: int, false: int, *audits: An
 
 def test_the_page_tells_a_story_that_went_wrong(example: ModuleType, tmp_path: Path) -> None:
     suspect, control = audited(None, "refused", 1), audited(1e-7, "evidence", 2)
+    control["verified"] = False
     figures, page = told(example, tmp_path, 3, 12, suspect, control)
     assert figures["guard"]["recall"] == 0.1
     assert figures["guard"]["false_accounts"] == 12
@@ -63,6 +65,12 @@ def test_the_page_tells_a_story_that_went_wrong(example: ModuleType, tmp_path: P
     assert "<b>refused</b>, refused" in page
     assert "evidence, p = 1.0 × 10" in page
     assert "no evidence" not in page
+    assert "<b>Verification failed</b> for the control's bundle" in page
+    assert "Both bundles were verified" not in page
+    written = (tmp_path / "report.html").read_text("utf-8")
+    claims_no_more_than_it_can(written)
+    reports = ["scan", "students/suspect", "students/control", "bundle/1", "bundle/2"]
+    needs_nothing_but_itself(written, [f"{folder}/report.html" for folder in reports])
 
 
 def test_another_seed_is_not_mixed_in(example: ModuleType, tmp_path: Path) -> None:

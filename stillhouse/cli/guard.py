@@ -12,15 +12,14 @@ from cyclopts.validators import Number
 from stillhouse.cli.terminal import Common, duration, emit, make_progress, table
 from stillhouse.errors import ConfigError
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
-from stillhouse.guard.settings import GuardSettings
+from stillhouse.guard.settings import MAX_REJECTED, GuardSettings
 
 if TYPE_CHECKING:
     from stillhouse.guard.mapping import MappingSettings
 
 __all__ = ["benchmark", "calibrate", "export", "scan", "simulate"]
 
-_BAD_SHARE = 0.01
-_BadShare = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
+_MaxRejected = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
 def scan(
@@ -29,7 +28,7 @@ def scan(
     calibration: Path | None = None,
     key: Path | None = None,
     mapping: Path | None = None,
-    max_bad_share: _BadShare = _BAD_SHARE,
+    max_rejected: _MaxRejected = MAX_REJECTED,
     settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings.defaults(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
@@ -50,14 +49,14 @@ def scan(
         else OUT.key, made if missing.
     mapping
         YAML file that says what columns mean, for logs of no known format.
-    max_bad_share
+    max_rejected
         Largest share of unusable records, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_scan
 
     found = guard_scan(
         settings, logs=logs, out=out, calibration=calibration, key=key, mapping=_mapping(mapping),
-        max_bad_share=max_bad_share, progress=make_progress(quiet=common.quiet),
+        max_rejected=max_rejected, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
     facts, listed = found.facts, found.campaigns
     result = {"out": str(out), **facts, "campaigns": [_brief(one) for one in listed]}
@@ -96,7 +95,7 @@ def calibrate(
     out: Path,
     key: Path | None = None,
     mapping: Path | None = None,
-    max_bad_share: _BadShare = _BAD_SHARE,
+    max_rejected: _MaxRejected = MAX_REJECTED,
     settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings.defaults(),  # noqa: B008
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
@@ -113,7 +112,7 @@ def calibrate(
         if missing.
     mapping
         YAML file that says what columns mean, for logs of no known format.
-    max_bad_share
+    max_rejected
         Largest share of unusable records, 0 to 1, before the logs are refused.
     """
     from stillhouse.guard.scan import guard_calibrate
@@ -125,7 +124,7 @@ def calibrate(
         )  # fmt: skip
     made = guard_calibrate(
         settings, logs=logs, out=out, key=key, mapping=_mapping(mapping),
-        max_bad_share=max_bad_share, progress=make_progress(quiet=common.quiet),
+        max_rejected=max_rejected, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
     lines = [
         f"{made['accounts']:,} accounts over {made['hours'] / 24:.1f} days in {out}",
@@ -225,7 +224,7 @@ def simulate(
         f"campaigns) in {out / 'logs'}",
         f"Simulated: who is what stands in {out / 'truth.parquet'}.",
     ]
-    return emit(dataclasses.asdict(made), lines, as_json=common.json)
+    return emit({"out": str(out), **dataclasses.asdict(made)}, lines, as_json=common.json)
 
 
 def benchmark(

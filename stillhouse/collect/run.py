@@ -69,7 +69,7 @@ class CollectReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {**dataclasses.asdict(self), "store": str(self.store)}
+        return {"out": str(self.store), **dataclasses.asdict(self), "store": str(self.store)}
 
 
 def plan(

@@ -26,14 +26,13 @@ from stillhouse.guard.catalogue import Catalogue, adding
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.reading import PieceRead, read_all, write_part
 from stillhouse.guard.seen import Seen
+from stillhouse.guard.settings import MAX_REJECTED
 from stillhouse.guard.sources import Piece, files_of, kind_of, pieces
 from stillhouse.log_formats import recognise
 from stillhouse.log_records import BadLine, parse
 
 __all__ = ["Ingested", "ingest"]
 
-MAX_BAD_SHARE = 0.01
-"""Share of lines that may be no events before an ingest is refused. Ours, by hand."""
 _LISTED_REJECTS = 10_000
 _SNIFFED_LINES = 50
 
@@ -68,7 +67,7 @@ class Ingested:
 
 def ingest(
     logs: Iterable[Path], into: Path, key: bytes, *, mapping: MappingSettings | None = None,
-    max_bad_share: float = MAX_BAD_SHARE, max_line: int = log_files.MAX_LINE_BYTES,
+    max_rejected: float = MAX_REJECTED, max_line: int = log_files.MAX_LINE_BYTES,
     workers: int | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Ingested:  # fmt: skip
     """Add logs to the events in a folder.
@@ -78,7 +77,7 @@ def ingest(
         into: the scan's folder; made where there is none.
         key: of `read_key`; the same for all ingests into a folder.
         mapping: what columns mean, for logs of no known format.
-        max_bad_share: share of lines without an event from which the ingest is refused.
+        max_rejected: share of lines without an event from which the ingest is refused.
         max_line: bytes of the longest line that is read.
         workers: processes; None takes one for each processor. With more than one, a script's own
             work must stand under `if __name__ == "__main__":`.
@@ -102,7 +101,7 @@ def ingest(
                 run.take(read)
                 if progress is not None:
                     progress(number, len(work))
-            run.check(max_bad_share)
+            run.check(max_rejected)
             run.commit()
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -217,10 +216,10 @@ class _Run:
         catalogue.first = first if catalogue.first is None else min(first, catalogue.first)
         catalogue.last = last if catalogue.last is None else max(last, catalogue.last)
 
-    def check(self, max_bad_share: float) -> None:
+    def check(self, max_rejected: float) -> None:
         """Nothing, where few enough lines were bad."""
         bad, lines = self._done.rejects.total(), self._done.lines
-        if bad <= max_bad_share * lines:
+        if bad <= max_rejected * lines:
             return
         reason, number = self._done.rejects.most_common(1)[0]
         place = next((p for p in self._places if p["reason"] == reason), None)
@@ -228,9 +227,9 @@ class _Run:
         raise DataError(
             f"{self._done.files} logs",
             f"{bad} of {lines} lines are no events, most ({number}): {reason}{example}",
-            f"at most a share of {max_bad_share:g}",
+            f"at most a share of {max_rejected:g}",
             "Correct the logs or the mapping (formats: docs/guard-ingest.md), or raise "
-            "--max-bad-share",
+            "--max-rejected",
         )  # fmt: skip
 
     def commit(self) -> None:

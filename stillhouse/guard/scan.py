@@ -34,12 +34,12 @@ from stillhouse.files import write_whole
 from stillhouse.guard.calibrate import Calibration
 from stillhouse.guard.detect import Scan, check_families, detect
 from stillhouse.guard.detect import calibrate as calibrate_events
-from stillhouse.guard.ingest import MAX_BAD_SHARE, Ingested, ingest
+from stillhouse.guard.ingest import Ingested, ingest
 from stillhouse.guard.key import FieldHash, fingerprint, read_key, write_key
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.page import write_page
 from stillhouse.guard.reread import records_at
-from stillhouse.guard.settings import GuardSettings
+from stillhouse.guard.settings import MAX_REJECTED, GuardSettings
 from stillhouse.guard.skeleton import skeletons
 from stillhouse.guard.turns import newest_turn
 from stillhouse.report import Progress, Silent
@@ -69,7 +69,7 @@ def guard_scan(
     calibration: Path | None = None,
     key: Path | None = None,
     mapping: MappingSettings | None = None,
-    max_bad_share: float = MAX_BAD_SHARE,
+    max_rejected: float = MAX_REJECTED,
     progress: Progress = _SILENT,
 ) -> ScanResult:
     """Campaigns and accounts of some logs, and of those that were scanned into the folder before.
@@ -82,7 +82,7 @@ def guard_scan(
         key: file of the secret that names are hashed with, which must be there. By default the
             calibration's, or the folder's: its name and `.key`, made where there is none.
         mapping: what columns mean, for logs of no known format.
-        max_bad_share: share of lines without an event from which the logs are refused.
+        max_rejected: share of lines without an event from which the logs are refused.
         progress: told what happens.
 
     Raises:
@@ -99,7 +99,7 @@ def guard_scan(
     if frozen is not None:
         frozen.check_key(secret)
     with clock.of("reading logs"):
-        read = _ingest(logs, out, secret, mapping, max_bad_share, progress)
+        read = _ingest(logs, out, secret, mapping, max_rejected, progress)
     scan = detect(out, _with_hashed_names(settings, secret), frozen, clock.stage)
     scan.campaigns.sort(key=lambda one: (one["decision"] != "review", one["p_value"]))
     clock.stage("writing")
@@ -126,7 +126,7 @@ def guard_calibrate(
     out: Path,
     key: Path | None = None,
     mapping: MappingSettings | None = None,
-    max_bad_share: float = MAX_BAD_SHARE,
+    max_rejected: float = MAX_REJECTED,
     progress: Progress = _SILENT,
 ) -> dict[str, Any]:
     """Facts of a calibration from logs that are known to be benign; it is written to `out`.
@@ -140,7 +140,7 @@ def guard_calibrate(
         key: as for `guard_scan`; by default the calibration's name and `.key`. To scan a folder
             further that was scanned without a calibration, name that folder's.
         mapping: as for `guard_scan`.
-        max_bad_share: as for `guard_scan`.
+        max_rejected: as for `guard_scan`.
         progress: told what happens.
 
     Raises:
@@ -158,7 +158,7 @@ def guard_calibrate(
     shutil.rmtree(events, ignore_errors=True)
     try:
         with clock.of("reading logs"):
-            read = _ingest(logs, events, secret, mapping, max_bad_share, progress)
+            read = _ingest(logs, events, secret, mapping, max_rejected, progress)
         made = calibrate_events(events, settings, clock.stage)
     finally:
         shutil.rmtree(events, ignore_errors=True)
@@ -166,7 +166,7 @@ def guard_calibrate(
     made.save(out)
     clock.end()
     return {
-        "calibration": str(out), "accounts": made.accounts, "hours": made.hours,
+        "out": str(out), "calibration": str(out), "accounts": made.accounts, "hours": made.hours,
         "strongest_benign_cluster": made.strongest, "smallest_p_value": 1 / (made.accounts + 1),
         "read": _told(read), "seconds": {n: round(took, 2) for n, took in clock.took.items()},
     }  # fmt: skip
@@ -196,11 +196,11 @@ def _with_hashed_names(settings: GuardSettings, key: bytes) -> GuardSettings:
 
 def _ingest(
     logs: Iterable[Path], into: Path, key: bytes, mapping: MappingSettings | None,
-    max_bad_share: float, progress: Progress,
+    max_rejected: float, progress: Progress,
 ) -> Ingested:  # fmt: skip
     progress.start("reading logs", None, "pieces")
     done = ingest(
-        logs, into, key, mapping=mapping, max_bad_share=max_bad_share,
+        logs, into, key, mapping=mapping, max_rejected=max_rejected,
         progress=lambda read, of: progress.advance(read, f"of {of} pieces"),
     )  # fmt: skip
     progress.finish(f"{done.events:,} events, {done.rejects.total():,} lines are none")
@@ -250,18 +250,19 @@ class _Clock:
         """A stage begins; the one before it has ended."""
         self.end()
         self._name, self._began = name, time.perf_counter()
-        self._progress.say(f"  {name}")
+        self._progress.start(name)
 
     @contextmanager
     def of(self, name: str) -> Any:
         """A stage whose progress is told elsewhere."""
-        self._name, self._began = name, time.perf_counter()
+        began = time.perf_counter()
         yield
-        self.end()
+        self.took[name] = self.took.get(name, 0.0) + time.perf_counter() - began
 
     def end(self) -> None:
         """The last stage has ended."""
         if self._name:
+            self._progress.finish()
             name = re.sub(r"\d+ ", "", self._name)  # "testing 162 clusters" and 87 are one stage
             self.took[name] = self.took.get(name, 0.0) + time.perf_counter() - self._began
         self._name = ""

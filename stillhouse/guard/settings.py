@@ -12,8 +12,10 @@ from pydantic import Field
 
 from stillhouse.config import Count, Settings, Share
 
-__all__ = ["FAMILIES", "GuardSettings"]
+__all__ = ["FAMILIES", "MAX_REJECTED", "GuardSettings"]
 
+MAX_REJECTED = 0.01
+"""Share of lines that may be no events before logs are refused. Ours, by hand."""
 FAMILIES = ("content", "timing", "infrastructure", "onboarding", "succession")
 """Evidence families: each speaks for itself, and two of them must."""
 

@@ -39,8 +39,8 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Erro
          "'web'. Expected 'index' or 'hub'. See"),
         (["audit", "verify", "a", "b", "c"], "stillhouse audit verify",
          "'b c' beside its arguments"),
-        (["guard", "scan", "l", "--out", "o", "--max-bad-share", "2"],
-         "stillhouse guard scan, --max-bad-share", "'2'. Expected less than or equal to 1. See"),
+        (["guard", "scan", "l", "--out", "o", "--max-rejected", "2"],
+         "stillhouse guard scan, --max-rejected", "'2'. Expected less than or equal to 1. See"),
         (["collect", "--json=3"], "stillhouse collect, --json", "Expected no value, or true"),
     ],
 )  # fmt: skip

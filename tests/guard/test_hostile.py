@@ -37,7 +37,7 @@ def test_bad_lines_are_kept_apart_with_place_and_reason(
         json.dumps(line(1, startTime=5)).encode(): "time out of range",
     }  # fmt: skip
     log = write(tmp_path / "a.jsonl", [line(n) for n in range(5)] + list(bad) + [line(5)])
-    done = take(log, max_bad_share=0.9)
+    done = take(log, max_rejected=0.9)
     assert done.events == 6
     assert done.rejects.total() == len(bad)
     listed = [
@@ -62,14 +62,14 @@ def test_too_many_bad_lines_are_an_error_and_nothing_is_added(
     assert (into / "catalogue.json").read_bytes() == before
     assert len(list((into / "events").iterdir())) == 1
     assert not (into / "staging").exists()
-    assert take(log, max_bad_share=0.03).events == 97
+    assert take(log, max_rejected=0.03).events == 97
 
 
 def test_many_bad_lines_are_counted_and_the_first_listed(
     tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stillhouse.guard.reading._KEPT_REJECTS", 5)
-    done = take(write(tmp_path / "a.jsonl", [line(0)] + [b"{"] * 50), max_bad_share=1)
+    done = take(write(tmp_path / "a.jsonl", [line(0)] + [b"{"] * 50), max_rejected=1)
     assert done.rejects == {"no JSON": 50}
     assert len((tmp_path / "scan" / "rejects.jsonl").read_text().splitlines()) == 5
 
@@ -77,7 +77,7 @@ def test_many_bad_lines_are_counted_and_the_first_listed(
 def test_lines_over_the_limit_are_passed_over(tmp_path: Path, take: Take) -> None:
     long = line(1, messages="x" * 5000)
     done = take(
-        write(tmp_path / "a.jsonl", [line(0), long, line(2)]), max_line=3000, max_bad_share=1
+        write(tmp_path / "a.jsonl", [line(0), long, line(2)]), max_line=3000, max_rejected=1
     )
     assert (done.events, done.rejects) == (2, {"a line over 3000 bytes": 1})
 
@@ -92,7 +92,7 @@ def test_a_line_of_gigabytes_takes_no_more_memory_than_others(tmp_path: Path) ->
         "import sys, resource; from pathlib import Path\n"
         "from stillhouse.guard.ingest import ingest\n"
         f"done = ingest([Path({str(log)!r})], Path({str(tmp_path / 'scan')!r}), bytes(32),"
-        " workers=1, max_bad_share=1)\n"
+        " workers=1, max_rejected=1)\n"
         "print(done.events, done.rejects.total(),"
         " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -108,7 +108,7 @@ def test_dense_json_takes_bounded_memory(tmp_path: Path) -> None:
         line(0), b'{"a": [' + b"{}," * (4 * 2**20 // 3) + b"{}]}", line(1),
     ])  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done = ingest([log], tmp_path / "scan", KEY, workers=1, max_bad_share=1)
+    done = ingest([log], tmp_path / "scan", KEY, workers=1, max_rejected=1)
     assert (done.events, done.rejects.total()) == (2, 1)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
 
@@ -143,7 +143,7 @@ def test_logs_out_of_order_and_clocks_that_jump_are_told_of(
     jumps = [0.0, 4e9, -5.0, START, 1e18]
     again = take(
         write(tmp_path / "b.jsonl", [line(300 + n, startTime=t) for n, t in enumerate(jumps)]),
-        max_bad_share=1,
+        max_rejected=1,
     )
     assert (again.events, again.rejects.total()) == (1, 4)
 
@@ -168,7 +168,7 @@ def test_nothing_a_requester_sends_hides_the_request(
 def test_noise_is_counted(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
     folder = tmp_path_factory.mktemp("noise")
     (folder / "a.jsonl").write_bytes(json.dumps(line(0)).encode() + b"\n" + noise + b"\n")
-    done = ingest([folder / "a.jsonl"], folder / "scan", KEY, workers=1, max_bad_share=1)
+    done = ingest([folder / "a.jsonl"], folder / "scan", KEY, workers=1, max_rejected=1)
     lines = [row for row in noise.split(b"\n") if row and not row.isspace()]
     assert done.events == 1
     assert done.rejects.total() == len(lines)

@@ -64,7 +64,7 @@ def test_no_text_is_left_anywhere(tmp_path: Path, take: Take) -> None:
              response=secret, user_agent=secret, requester_ip_address="198.51.100.7"),
         json.dumps({"broken": secret}).encode()[:-1],
     ])  # fmt: skip
-    take(tmp_path / "a.jsonl", max_bad_share=1)
+    take(tmp_path / "a.jsonl", max_rejected=1)
     for path in (tmp_path / "scan").rglob("*"):
         if path.is_file():
             data = path.read_bytes()
@@ -293,10 +293,10 @@ def test_a_last_line_without_a_newline_counts(tmp_path: Path, take: Take) -> Non
 def test_a_store_that_grew_is_read_on(tmp_path: Path, take: Take) -> None:
     with Store(tmp_path / "store") as store:
         store.append_many(numbered(n) for n in range(4))
-    first = take(tmp_path / "store", max_bad_share=1)
+    first = take(tmp_path / "store", max_rejected=1)
     with Store(tmp_path / "store") as store:
         store.append_many(numbered(n) for n in range(4, 8))
-    second = take(tmp_path / "store", max_bad_share=1)
+    second = take(tmp_path / "store", max_rejected=1)
     assert (first.lines, second.lines, second.duplicates) == (4, 4, 0)
 
 

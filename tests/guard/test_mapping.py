@@ -96,7 +96,7 @@ def test_bad_rows_of_a_csv_are_counted(tmp_path: Path, take: Take, rows: Rows) -
         b'k5,"1762000001"x\nk6,1762000002\n'
     )
     how = MappingSettings(format="csv", columns={"account": "who", "time": "at"})
-    done = take(path, mapping=how, max_bad_share=1)
+    done = take(path, mapping=how, max_rejected=1)
     assert [r["account"] for r in rows("account")] == ["k1", "k4", "k6"]
     assert done.rejects == {
         "another number of columns than the header's": 1, "time unreadable": 1,

@@ -23,6 +23,7 @@ from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.simulate import simulate
 from stillhouse.guard.simulate_settings import SimulateSettings
 from stillhouse.store import Store
+from tests.html_page import Page, claims_no_more_than_it_can, needs_nothing_but_itself
 
 SETTINGS = GuardSettings(permutations=19_999, stratum_accounts=1000)
 
@@ -202,6 +203,49 @@ def test_a_campaigns_exchanges_are_exported_from_the_logs(range_: Path, tmp_path
         found.folder, one["id"], out=tmp_path / "late", logs=[tmp_path / "moved"]
     )
     assert late == count
+
+
+def test_the_page_says_first_what_cannot_be_concluded(scanned: ScanResult) -> None:
+    written = (scanned.folder / "report.html").read_text("utf-8")
+    needs_nothing_but_itself(written)
+    claims_no_more_than_it_can(written)
+    text = Page(written).text
+    assert text.index("What cannot be concluded") < text.index("Accounts for review")
+
+
+def test_who_is_excused_or_not_called_does_not_count_as_called(
+    scanned: ScanResult, range_: Path, tmp_path: Path
+) -> None:
+    members = [one["account"] for one in scanned.campaigns[0]["members"]]
+    settings = SETTINGS.model_copy(update={"allow_accounts": tuple(members[:2])})
+    scan = guard_scan(
+        settings, logs=[range_ / "traffic" / "logs"], out=tmp_path / "scan",
+        calibration=range_ / "first.cal", key=range_ / "scan.key",
+    )  # fmt: skip
+    first = scan.campaigns[0]
+    assert {one["account"] for one in first["members"]} == set(members[2:])
+    assert first["decisions"] == {"review": len(members) - 2}
+    assert [one["account"] for one in scan.facts["excused"]] == sorted(members[:2])
+    of = dict(zip(scan.accounts["account"].to_pylist(), scan.accounts["campaign"].to_pylist(),
+                  strict=True))  # fmt: skip
+    assert {of[account] for account in members[:2]} == {None}
+    first["members"][0]["decision"] = "observe"
+    first["decisions"] = {"observe": 1, "review": len(members) - 3}
+    text = Page(write_page(tmp_path, [first], scan.accounts, scan.facts).read_text("utf-8")).text
+    assert f": {len(members) - 3} accounts that obtained" in text
+    assert "1 account of them is not called" in text
+
+
+def test_a_calibration_is_used_with_its_own_secret(range_: Path, tmp_path: Path) -> None:
+    logs = [range_ / "traffic" / "logs"]
+    write_key(tmp_path / "other.key")
+    with pytest.raises(DataError, match="made with another secret"):
+        guard_scan(SETTINGS, logs=logs, out=tmp_path / "scan", key=tmp_path / "other.key",
+                   calibration=range_ / "first.cal")  # fmt: skip
+    shutil.copy(range_ / "first.cal", tmp_path / "moved.cal")
+    with pytest.raises(DataError, match=r"moved\.cal\.key"):
+        guard_scan(SETTINGS, logs=logs, out=tmp_path / "scan", calibration=tmp_path / "moved.cal")
+    assert not (tmp_path / "scan").exists()
 
 
 @pytest.mark.parametrize("name", ['<img src=x onerror="a()">', "\x1b[31mred\x1b[0m", "a‮b"])
