@@ -11,8 +11,7 @@ from cyclopts import Parameter
 
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.cli.audit_bundle import told
-from stillhouse.cli.terminal import Common, emit, make_progress, plainly, table
-from stillhouse.errors import ConfigError
+from stillhouse.cli.terminal import Common, all_given, emit, make_progress, plainly, table
 
 if TYPE_CHECKING:
     from stillhouse.audit.batch import Waiting
@@ -64,7 +63,11 @@ def twin(
     """
     if power:
         return _power(settings, as_json=common.json)
-    _all_given({"--exchanges": exchanges, "--out": out or dry_run, "--suspect": suspect or dry_run})
+    all_given(
+        "audit twin",
+        {"--exchanges": exchanges, "--out": out or dry_run, "--suspect": suspect or dry_run},
+        "--suspect SPEC --exchanges STORE (--twins ESCROW | --teacher SPEC) --out DIR",
+    )
     assert exchanges is not None
     from stillhouse.audit.twin_audit import planned, twin_audit
 
@@ -87,16 +90,6 @@ def _show(found: Sequence[dict[str, Any] | Waiting | Begun], out: Path, *, as_js
     results = [{**_plain(one), "out": str(folder)} for one, folder in both]
     shown = results[0] if len(results) == 1 else {"suspects": results}
     emit(shown, [line for one, folder in both for line in _lines(one, folder)], as_json=as_json)
-
-
-def _all_given(given: dict[str, Any]) -> None:
-    missing = [name for name, value in given.items() if not value]
-    if missing:
-        raise ConfigError(
-            "stillhouse audit twin", f"no {', '.join(missing)}",
-            "--suspect SPEC --exchanges STORE (--twins ESCROW | --teacher SPEC) --out DIR",
-            "Add what is missing; `stillhouse audit twin --help` shows an example",
-        )  # fmt: skip
 
 
 def _plain(one: dict[str, Any] | Waiting | Begun) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from stillhouse.audit.settings import WatermarkSettings
 from stillhouse.cli.audit_bundle import told
-from stillhouse.cli.terminal import Common, emit, make_progress
+from stillhouse.cli.terminal import Common, all_given, emit, make_progress
 from stillhouse.errors import ConfigError
 from stillhouse.report import Progress
 
@@ -53,13 +53,14 @@ def watermark(
         given["--prompts"] = prompts
     if settings.mode == "reading" or settings.known_windows:
         given["--served"] = served
-    missing = [name for name, value in given.items() if not value]
-    if missing or not (suspect and teacher and key and out):
-        raise ConfigError(
-            "stillhouse audit watermark", f"no {', '.join(missing)}",
-            "--suspect SPEC --teacher SPEC --key FILE --out DIR and --prompts FILE or --served "
-            "STORE", "Add what is missing; `stillhouse audit watermark --help` shows an example",
-        )  # fmt: skip
+    all_given(
+        "audit watermark", given,
+        "--suspect SPEC --teacher SPEC --key FILE --out DIR and --prompts FILE or --served STORE",
+    )  # fmt: skip
+    assert suspect is not None
+    assert teacher is not None
+    assert key is not None
+    assert out is not None
     progress = make_progress(quiet=common.quiet)
     found = _audit(settings, suspect, teacher, key, prompts, served, out, runs, progress)
     emit({**found, "out": str(out)}, told(found, out), as_json=common.json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from stillhouse.cli.terminal import Common, emit, make_progress, plainly
+from stillhouse.cli.terminal import Common, all_given, emit, make_progress, plainly
 from stillhouse.config import CollectSettings
 from stillhouse.errors import ConfigError
 
@@ -53,13 +53,12 @@ def collect(
         loaded = load_recipe(recipe, overrides)
         teacher, settings = loaded.teacher, loaded.collect
         out = loaded.exchanges or loaded.folder / "exchanges"
-    if teacher is None or out is None or not settings.prompts:
-        given = {"--teacher": teacher, "--prompts": settings.prompts, "--out": out}
-        raise ConfigError(
-            "stillhouse collect", f"no {', '.join(n for n, value in given.items() if not value)}",
-            "--teacher SPEC --prompts FILE_OR_DIR --out STORE, or a recipe",
-            "Add what is missing; `stillhouse collect --help` shows an example",
-        )  # fmt: skip
+    all_given(
+        "collect", {"--teacher": teacher, "--prompts": settings.prompts, "--out": out},
+        "--teacher SPEC --prompts FILE_OR_DIR --out STORE, or a recipe",
+    )  # fmt: skip
+    assert teacher is not None
+    assert out is not None
     from stillhouse.collect import run
 
     progress = make_progress(quiet=common.quiet)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from stillhouse.cli.terminal import Common, duration, emit, make_progress, table
+from stillhouse.cli.terminal import Common, all_given, duration, emit, make_progress, table
 from stillhouse.errors import ConfigError
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
 from stillhouse.guard.settings import MAX_REJECTED, GuardSettings
@@ -214,10 +214,8 @@ def simulate(
             f"MB, {duration(plan.seconds)}"
         )
         return emit(dataclasses.asdict(plan), [line], as_json=common.json)
-    if out is None:
-        raise ConfigError(
-            "stillhouse guard simulate", "no --out", "a new folder", "Name one, or --dry-run"
-        )
+    all_given("guard simulate", {"--out": out}, "--out DIR, or --dry-run")
+    assert out is not None
     made = write(settings, out, make_progress(quiet=common.quiet))
     lines = [
         f"{made.accounts:,} accounts, {made.events:,} requests ({made.campaign_events:,} of "

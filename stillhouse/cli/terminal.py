@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from stillhouse.errors import ConfigError
 from stillhouse.report import Progress, Silent, duration
 
-__all__ = ["Common", "duration", "emit", "make_progress", "plainly", "table"]
+__all__ = ["Common", "all_given", "duration", "emit", "make_progress", "plainly", "table"]
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -29,6 +30,25 @@ class Common:
 
     json: Annotated[bool, Parameter(help="Print the result as JSON on stdout.")] = False
     quiet: Annotated[bool, Parameter(help="No progress on stderr.")] = False
+
+
+def all_given(command: str, given: Mapping[str, Any], expected: str) -> None:
+    """Nothing, where every option of a command has a value.
+
+    Args:
+        command: its verb.
+        given: option -> value; what is empty is missing.
+        expected: all of them, as they are written.
+
+    Raises:
+        ConfigError: names all that are missing at once.
+    """
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        raise ConfigError(
+            f"stillhouse {command}", f"no {', '.join(missing)}", expected,
+            f"Add what is missing; `stillhouse {command} --help` shows an example",
+        )  # fmt: skip
 
 
 def emit(result: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
