@@ -150,7 +150,7 @@ def key(
     mark = Watermark.fresh(width=width, gamma=gamma, delta=delta, tokenizer=vocabulary)
     write_key(out, mark)
     emit(
-        {"out": str(out), "key": str(out), **mark.facts()},
+        {"out": str(out), **mark.facts()},
         [f"{out} holds the key; publish its commitment now: {mark.commitment}"],
         as_json=common.json,
     )

@@ -217,12 +217,13 @@ def simulate(
     all_given("guard simulate", {"--out": out}, "--out DIR, or --dry-run")
     assert out is not None
     made = write(settings, out, make_progress(quiet=common.quiet))
+    facts = {name: value for name, value in dataclasses.asdict(made).items() if name != "folder"}
     lines = [
         f"{made.accounts:,} accounts, {made.events:,} requests ({made.campaign_events:,} of "
         f"campaigns) in {out / 'logs'}",
         f"Simulated: who is what stands in {out / 'truth.parquet'}.",
     ]
-    return emit({"out": str(out), **dataclasses.asdict(made)}, lines, as_json=common.json)
+    return emit({"out": str(out), **facts}, lines, as_json=common.json)
 
 
 def benchmark(

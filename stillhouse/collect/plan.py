@@ -52,7 +52,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {**dataclasses.asdict(self), "store": str(self.store)}
+        told = dataclasses.asdict(self)
+        return {"out": str(told.pop("store")), **told}
 
 
 def request_seed(seed: int, asked: str, index: int) -> int:

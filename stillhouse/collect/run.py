@@ -69,7 +69,8 @@ class CollectReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"out": str(self.store), **dataclasses.asdict(self), "store": str(self.store)}
+        told = dataclasses.asdict(self)
+        return {"out": str(told.pop("store")), **told}
 
 
 def plan(

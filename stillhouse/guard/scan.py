@@ -166,7 +166,7 @@ def guard_calibrate(
     made.save(out)
     clock.end()
     return {
-        "out": str(out), "calibration": str(out), "accounts": made.accounts, "hours": made.hours,
+        "out": str(out), "accounts": made.accounts, "hours": made.hours,
         "strongest_benign_cluster": made.strongest, "smallest_p_value": 1 / (made.accounts + 1),
         "read": _told(read), "seconds": {n: round(took, 2) for n, took in clock.took.items()},
     }  # fmt: skip
