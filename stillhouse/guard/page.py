@@ -257,8 +257,8 @@ def _cover(share: float) -> str:
 def _finding(one: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "family": found["family"], "test": found["test"].replace("_", " "),
-        "p": found["p_value"], "n": found["n"], "effect": found["effect"],
-        "typical": found["typical"], "speaks": found["family"] in one["families"],
+        "p": found["p_value"], "n": found["n"], "effect": found["effect"] + 0.0,  # no minus zero
+        "typical": found["typical"] + 0.0, "speaks": found["family"] in one["families"],
     }  # fmt: skip
 
 
