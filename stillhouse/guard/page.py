@@ -72,8 +72,8 @@ def _lede(called: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, str]:
         verb = "is" if len(observe) == 1 else "are"
         watched = f" {_plural(len(observe), 'cluster')} {verb} watched." if observe else ""
         return "No campaign calls for review.", watched
-    called = [m for c in review for m in c["members"] if m["decision"] == "review"]
-    accounts, exchanges = len(called), sum(m["exchanges"] for m in called)
+    members = [m for c in review for m in c["members"] if m["decision"] == "review"]
+    accounts, exchanges = len(members), sum(m["exchanges"] for m in members)
     return (
         f"{_plural(len(review), 'campaign')} {'calls' if len(review) == 1 else 'call'} for review",
         f": {accounts:,} accounts that obtained {exchanges:,} exchanges between them."

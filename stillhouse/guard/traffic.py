@@ -187,8 +187,8 @@ def _kept(
     codes: npt.NDArray[np.int32], words: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
     """Codes and words without those that no code stands for any more."""
-    used, codes = np.unique(codes, return_inverse=True)
-    return codes.astype(np.int32), words[used]
+    used, place = np.unique(codes, return_inverse=True)
+    return place.astype(np.int32), words[used]
 
 
 def _read_part(path: Path) -> dict[str, Any]:
