@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["twin"]
 
+_DEFAULTS = TwinSettings.defaults()
+_USAGE = "--suspect SPEC --exchanges STORE (--twins ESCROW | --teacher SPEC) --out DIR"
+
 
 def twin(
     *,
@@ -32,7 +35,7 @@ def twin(
     begin: bool = False,
     ledger: Path | None = None,
     runs: Path = Path("runs"),
-    settings: Annotated[TwinSettings, Parameter(name="*")] = TwinSettings.defaults(),  # noqa: B008
+    settings: Annotated[TwinSettings, Parameter(name="*")] = _DEFAULTS,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Test whether a suspect leans to the answers that were served, against their twins.
@@ -63,11 +66,8 @@ def twin(
     """
     if power:
         return _power(settings, as_json=common.json)
-    all_given(
-        "audit twin",
-        {"--exchanges": exchanges, "--out": out or dry_run, "--suspect": suspect or dry_run},
-        "--suspect SPEC --exchanges STORE (--twins ESCROW | --teacher SPEC) --out DIR",
-    )
+    given = {"--exchanges": exchanges, "--out": out or dry_run, "--suspect": suspect or dry_run}
+    all_given("audit twin", given, _USAGE)
     assert exchanges is not None
     from stillhouse.audit.twin_audit import planned, twin_audit
 

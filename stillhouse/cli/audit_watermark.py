@@ -15,6 +15,8 @@ from stillhouse.report import Progress
 
 __all__ = ["key", "watermark"]
 
+_DEFAULTS = WatermarkSettings.defaults()
+
 
 def watermark(
     *,
@@ -25,7 +27,7 @@ def watermark(
     served: Path | None = None,
     out: Path | None = None,
     runs: Path = Path("runs"),
-    settings: Annotated[WatermarkSettings, Parameter(name="*")] = WatermarkSettings.defaults(),  # noqa: B008
+    settings: Annotated[WatermarkSettings, Parameter(name="*")] = _DEFAULTS,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Test whether a suspect prefers the tokens that a secret key made green.

@@ -13,13 +13,15 @@ from stillhouse.errors import ConfigError
 
 __all__ = ["collect"]
 
+_DEFAULTS = CollectSettings.defaults()
+
 
 def collect(
     recipe: Path | None = None,
     *overrides: str,
     teacher: str | None = None,
     out: Path | None = None,
-    settings: Annotated[CollectSettings, Parameter(name="*")] = CollectSettings.defaults(),  # noqa: B008
+    settings: Annotated[CollectSettings, Parameter(name="*")] = _DEFAULTS,
     dry_run: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:

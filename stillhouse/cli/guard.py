@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["benchmark", "calibrate", "export", "scan", "simulate"]
 
+_DEFAULTS = GuardSettings.defaults()
+_BENCHMARK_DEFAULTS = BenchmarkSettings.defaults()
+
 _MaxRejected = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
@@ -29,7 +32,7 @@ def scan(
     key: Path | None = None,
     mapping: Path | None = None,
     max_rejected: _MaxRejected = MAX_REJECTED,
-    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings.defaults(),  # noqa: B008
+    settings: Annotated[GuardSettings, Parameter(name="*")] = _DEFAULTS,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Find extraction campaigns across the accounts of some logs.
@@ -96,7 +99,7 @@ def calibrate(
     key: Path | None = None,
     mapping: Path | None = None,
     max_rejected: _MaxRejected = MAX_REJECTED,
-    settings: Annotated[GuardSettings, Parameter(name="*")] = GuardSettings.defaults(),  # noqa: B008
+    settings: Annotated[GuardSettings, Parameter(name="*")] = _DEFAULTS,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure what benign traffic looks like, so that scans know their false alarms.
@@ -229,7 +232,7 @@ def simulate(
 def benchmark(
     *,
     work: Path = Path("guard-benchmark"),
-    settings: Annotated[BenchmarkSettings, Parameter(name="*")] = BenchmarkSettings.defaults(),  # noqa: B008
+    settings: Annotated[BenchmarkSettings, Parameter(name="*")] = _BENCHMARK_DEFAULTS,
     list_cases: Annotated[bool, Parameter(name="--list", negative="")] = False,
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:

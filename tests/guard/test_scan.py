@@ -225,7 +225,7 @@ def test_who_is_excused_or_not_called_does_not_count_as_called(
     first = scan.campaigns[0]
     assert {one["account"] for one in first["members"]} == set(members[2:])
     assert first["decisions"] == {"review": len(members) - 2}
-    assert [one["account"] for one in scan.facts["excused"]] == sorted(members[:2])
+    assert {one["account"] for one in scan.facts["excused"]} == set(members[:2])
     of = dict(zip(scan.accounts["account"].to_pylist(), scan.accounts["campaign"].to_pylist(),
                   strict=True))  # fmt: skip
     assert {of[account] for account in members[:2]} == {None}
