@@ -178,8 +178,9 @@ def test_import_is_light() -> None:
     ],
 )
 def test_help_takes_under_half_a_second(command: str) -> None:
-    """In processor seconds, which on an idle machine are the wall clock's: what else the machine
-    does at the time is no property of ours.
+    """In processor seconds, which on an idle machine are the wall clock's, of a processor that
+    squares a million numbers in 50 ms: neither how slow a machine is that tests, nor what else it
+    does at the time, is a property of ours.
     """
     arguments = ["-m", "stillhouse.cli.main", *command.split(), "--help"]
     code = (
@@ -188,7 +189,9 @@ def test_help_takes_under_half_a_second(command: str) -> None:
         "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
         "print(used.ru_utime + used.ru_stime)"
     )
-    assert best_of(code) < 0.5
+    loop = "sum(i * i for i in range(10**6))"
+    slower = best_of(f"import timeit; print(timeit.timeit({loop!r}, number=1))") / 0.05
+    assert best_of(code) < 0.5 * max(1.0, slower)
 
 
 def test_hall_store_and_collecting_work_without_torch() -> None:
