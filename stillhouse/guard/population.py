@@ -58,6 +58,17 @@ class Population:
         return np.bincount(self.customer, minlength=self.customers)
 
     @cached_property
+    def linkable(self) -> npt.NDArray[np.bool_]:
+        """(accounts,) whose log tells anything that could link them to others: text, or a payment,
+        a device or a network. Of the others nothing was looked at.
+        """
+        columns = self.traffic.columns
+        some = columns["whole"] != 0
+        for name in ("payment", "device", "network"):
+            some |= columns[name] != 0
+        return np.bincount(self.traffic.account[some], minlength=len(self.traffic.names)) > 0
+
+    @cached_property
     def founding(self) -> Ints:
         """(customers,) events in the finding half."""
         return np.bincount(self.customer[~self.testing], minlength=self.customers)

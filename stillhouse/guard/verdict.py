@@ -125,7 +125,7 @@ def _of_accounts(
 ) -> npt.NDArray[np.object_]:  # fmt: skip
     cluster = np.array([*called, "allow"], dtype=object)[membership.cluster]
     unknown = population.traffic.events_of < settings.fewest_events
-    unknown |= ~_linkable(population)
+    unknown |= ~population.linkable
     decision = np.where(unknown & (cluster == "allow"), "insufficient", cluster).astype(object)
     if calibration is None:
         return decision
@@ -135,18 +135,6 @@ def _of_accounts(
     # a stratum too small to reach the level cannot call anybody: that is said, not hidden
     decision[(decision == "review") & blunt] = "insufficient"
     return decision
-
-
-def _linkable(population: Population) -> npt.NDArray[np.bool_]:
-    """(accounts,) whose log tells anything that could link them to others: text, or a payment, a
-    device or a network. Of the others nothing was looked at.
-    """
-    columns = population.traffic.columns
-    some = columns["whole"] != 0
-    for name in ("payment", "device", "network"):
-        some |= columns[name] != 0
-    accounts = len(population.traffic.names)
-    return np.bincount(population.traffic.account[some], minlength=accounts) > 0
 
 
 def _excused(population: Population, settings: GuardSettings) -> npt.NDArray[np.bool_]:
@@ -221,7 +209,7 @@ def _facts(
         "customers": population.customers,
         "hours": (last - first) / 3.6e9,
         "without_text": int((population.traffic.columns["whole"] == 0).sum()),
-        "unlinkable_accounts": int((~_linkable(population)).sum()),
+        "unlinkable_accounts": int((~population.linkable).sum()),
         "strays": population.traffic.strays,
         "older": population.traffic.older,
         "campaigns": {
