@@ -162,25 +162,11 @@ def test_import_is_light() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "",
-        "distill",
-        "collect",
-        "train",
-        "evaluate",
-        "chat",
-        "models",
-        "audit",
-        "audit twin",
-        "audit watermark",
-        "guard scan",
-        "guard benchmark",
-    ],
+    ["", "distill", "collect", "train", "evaluate", "chat", "models", "audit", "audit twin"],
 )
 def test_help_takes_under_half_a_second(command: str) -> None:
-    """In processor seconds, which on an idle machine are the wall clock's, of a processor that
-    squares a million numbers in 50 ms: neither how slow a machine is that tests, nor what else it
-    does at the time, is a property of ours.
+    """In processor seconds, which on an idle machine are the wall clock's: what else a machine that
+    tests does at the time is not a property of ours.
     """
     arguments = ["-m", "stillhouse.cli.main", *command.split(), "--help"]
     code = (
@@ -189,9 +175,7 @@ def test_help_takes_under_half_a_second(command: str) -> None:
         "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
         "print(used.ru_utime + used.ru_stime)"
     )
-    loop = "sum(i * i for i in range(10**6))"
-    slower = best_of(f"import timeit; print(timeit.timeit({loop!r}, number=1))") / 0.05
-    assert best_of(code) < 0.5 * max(1.0, slower)
+    assert best_of(code) < 0.5
 
 
 def test_hall_store_and_collecting_work_without_torch() -> None:
