@@ -175,7 +175,7 @@ def test_help_takes_under_half_a_second(command: str) -> None:
         "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
         "print(used.ru_utime + used.ru_stime)"
     )
-    assert best_of(code) < 0.5
+    assert best_of(code, runs=9) < 0.5
 
 
 def test_hall_store_and_collecting_work_without_torch() -> None:
