@@ -73,7 +73,7 @@ def make_student(options: argparse.Namespace, asked: list[tuple[Message, ...]]) 
     """A student of other answers to the same prompts: `run:` spec of a trained and of a cut one."""
     from stillhouse.cli.pipeline import run_stages
     from stillhouse.config import Recipe, make
-    from stillhouse.report import Silent
+    from stillhouse.progress import Silent
 
     runs = options.work / "runs"
     file = options.work / "prompts.jsonl"

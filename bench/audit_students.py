@@ -32,8 +32,8 @@ from stillhouse.config import (
 )
 from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange, Response
+from stillhouse.progress import Progress
 from stillhouse.prompts import read_prompts
-from stillhouse.report import Progress
 from stillhouse.store import Store
 from stillhouse.train.layers import layers_of
 from stillhouse.train.loop import TrainReport, _finished, _optimiser, _Run

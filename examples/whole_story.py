@@ -40,7 +40,8 @@ from stillhouse.files import write_whole
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.simulate_settings import SimulateSettings
 from stillhouse.memory import give_back_memory
-from stillhouse.report import Progress, page_template, stylesheet
+from stillhouse.pages import page_template, stylesheet
+from stillhouse.progress import Progress
 from stillhouse.store import Store
 
 TEACHER = "smollm2-135m"

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic.functional_validators import AfterValidator, model_validator
 
@@ -323,7 +322,7 @@ def read_yaml(path: Path, what: str, example: str) -> dict[str, Any]:
         ConfigError: no such file, not readable, not YAML, or no mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
             str(path), "no such file", f"{what} in YAML",
@@ -333,20 +332,24 @@ def read_yaml(path: Path, what: str, example: str) -> dict[str, Any]:
         readable = what.replace("a ", "a readable ", 1)
         found = getattr(problem, "strerror", None) or str(problem)
         raise ConfigError(str(path), found, readable, "Check the path") from None
-    except yaml.YAMLError as problem:
-        found, wanted = _no_yaml(problem), f"{what} in YAML"
-        raise ConfigError(str(path), found, wanted, "Correct the line named") from None
+    data = _of_yaml(text, str(path), f"{what} in YAML", "Correct the line named")
     if not isinstance(data, dict):
         found = f"{data!r:.60}"
         raise ConfigError(str(path), found, "settings as `key: value`", f"Write {what}")
     return data
 
 
-def _no_yaml(problem: yaml.YAMLError) -> str:
-    """What is wrong with a text that is no YAML, and in which line."""
-    mark = getattr(problem, "problem_mark", None)
-    said = getattr(problem, "problem", None) or " ".join(str(problem).split())
-    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark else said
+def _of_yaml(text: str, where: str, expected: str, todo: str) -> Any:
+    """What a YAML text says; an error names the line that is none."""
+    import yaml  # `--help` reads none
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        said = getattr(problem, "problem", None) or " ".join(str(problem).split())
+        found = f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark else said
+        raise ConfigError(where, found, expected, todo) from None
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -385,11 +388,7 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
                 f"Known: {', '.join(Recipe.model_fields)}",
             )  # fmt: skip
         data = inner
-    try:
-        value = yaml.safe_load(text) if text.strip() else None
-    except yaml.YAMLError as problem:
-        where, found = f"override '{override}'", _no_yaml(problem)
-        raise ConfigError(where, found, "a value in YAML", "Correct the value") from None
+    value = _of_yaml(text, f"override '{override}'", "a value in YAML", "Correct the value")
     data[parts[-1]] = [value] if parts[-1] == "prompts" and isinstance(value, str) else value
 
 

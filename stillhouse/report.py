@@ -1,79 +1,22 @@
-"""What a run tells while it works (`Progress`) and when it is done (`report.json`, `report.html`).
+"""What a distillation says when it is done: `report.json` and `report.html`.
 
-In: stages, counts and figures. Out: the protocol rooms report progress through, and the two report
-files. Rooms never print; the command line draws. The page needs no network and runs no script; all
-text of models is escaped. The fields of `report.json` are listed in docs/evaluate.md.
+In: a run's figures. Out: the two files; all text of models is escaped. The fields of `report.json`
+are listed in docs/evaluate.md.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from stillhouse.errors import DataError
 from stillhouse.files import write_whole
+from stillhouse.pages import markup, page_template, stylesheet
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-__all__ = [
-    "Progress",
-    "Silent",
-    "duration",
-    "figure",
-    "markup",
-    "page_template",
-    "render",
-    "signed",
-    "stylesheet",
-    "visible",
-    "write_report",
-]
-
-
-class Progress(Protocol):
-    """Where a room says what it does and how far it is. The command line draws it on stderr."""
-
-    def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
-        """A stage begins: a short present participle ('collecting answers'), its size and unit."""
-        ...
-
-    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
-        """`done` of the stage's total so far (absolute, not a difference), with a short figure
-        beside it.
-        """
-        ...
-
-    def finish(self, note: str = "") -> None:
-        """The stage is done; `note` says what came out, e.g. '450 exchanges, 3 rejected'."""
-        ...
-
-    def say(self, line: str) -> None:
-        """One line a person should read: a decision taken, something kept, something dropped."""
-        ...
-
-
-class Silent:
-    """A progress that says nothing: the default of library calls."""
-
-    def start(self, stage: str, total: float | None = None, unit: str = "") -> None:
-        """Nothing."""
-
-    def advance(self, done: float, note: str = "", left_seconds: float | None = None) -> None:
-        """Nothing."""
-
-    def finish(self, note: str = "") -> None:
-        """Nothing."""
-
-    def say(self, line: str) -> None:
-        """Nothing."""
-
-
-# ---- the two files ----
+__all__ = ["render", "write_report"]
 
 
 def write_report(run: Path, report: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -99,35 +42,6 @@ def render(report: Mapping[str, Any]) -> str:
     """The page of a report, as HTML; sections whose figures are missing are left out."""
     template = resources.files("stillhouse").joinpath("report.html.jinja")
     return page_template(template.read_text("utf-8")).render(_view(report) | {"css": stylesheet()})
-
-
-# ---- what every page is made with ----
-
-
-def page_template(source: str) -> Template:
-    """A template that escapes all it is given and writes figures as every page does."""
-    import jinja2  # lazily: only reports pay
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "figure": figure, "signed": signed, "count": _count, "millions": _millions,
-        "bytes": _bytes, "duration": _page_duration, "visible": visible,
-    }  # fmt: skip
-    return environment.from_string(source)
-
-
-def stylesheet() -> Any:
-    """The style that all pages share, as text the template leaves as it is."""
-    return markup(resources.files("stillhouse").joinpath("report.css").read_text("utf-8"))
-
-
-def markup(text: str) -> Any:
-    """Text of our own making that the template leaves as it is."""
-    from markupsafe import Markup
-
-    return Markup(text)
 
 
 # ---- what the page shows ----
@@ -310,84 +224,3 @@ def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _pairs(values: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{name} {value}" for name, value in (values or {}).items())
-
-
-# ---- how figures are written ----
-
-
-def _chance(value: float) -> str:
-    """A probability; small ones as powers of ten, and never as zero."""
-    if value >= 1e-3:
-        return f"{value:.3g}"
-    if value < 1e-300:
-        return "below 10" + "-300".translate(_RAISED)
-    factor, power = f"{value:.1e}".split("e")
-    return f"{factor} × 10{str(int(power)).translate(_RAISED)}"
-
-
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-_KINDS: dict[str, Callable[[float], str]] = {
-    "share": lambda value: f"{100 * value:.1f} %",
-    "percent": lambda value: f"{100 * value:.0f} %",
-    "fine": lambda value: f"{100 * value:.2f} %",
-    "nats": lambda value: f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}",
-    "ece": lambda value: f"{value:.3f}",
-    "times": lambda value: f"{value:.2f}",
-    "rate": lambda value: f"{value:.1f}",
-    "chance": _chance,
-}
-
-
-def figure(value: float, kind: str) -> str:
-    """A number as pages write it; `kind` is one of share, percent, fine (a share to a hundredth of
-    a percent), nats, ece, times, rate and chance (a probability).
-    """
-    return _KINDS[kind](value)
-
-
-def signed(value: float, kind: str) -> str:
-    """With its sign; shares as points of a hundred."""
-    text = _KINDS[kind](abs(value)).removesuffix(" %")
-    return ("−" if value < 0 else "+") + text + (" points" if kind == "share" else "")
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _millions(value: int) -> str:
-    return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,}"
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f} bytes"
-
-
-def duration(seconds: float) -> str:
-    """`7 s`, `2 min 05 s`, `1 h 12 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _page_duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
-
-
-def visible(text: str) -> str:
-    """The text with control characters shown as symbols, and marks that turn writing as numbers."""
-    return _HIDDEN.sub(lambda found: _symbol(ord(found[0])), text)
-
-
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
-
-
-def _symbol(code: int) -> str:
-    return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"<{code:04X}>"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.report import Silent
+from stillhouse.progress import Silent
 from tests.html_page import claims_no_more_than_it_can, needs_nothing_but_itself
 
 FILE = Path(__file__).resolve().parent.parent / "examples" / "whole_story.py"

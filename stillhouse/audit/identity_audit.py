@@ -28,8 +28,8 @@ from stillhouse.errors import CapabilityError, ConfigError, ModelError, nearest
 from stillhouse.exchange import Exchange, Request, Sampling, message
 from stillhouse.models import Failure, Model, Need, open_model, parse_spec
 from stillhouse.models.gguf_file import read_head
+from stillhouse.progress import Progress, Silent
 from stillhouse.record import plain
-from stillhouse.report import Progress, Silent
 from stillhouse.text import seed_from
 
 __all__ = ["identity_audit", "identity_plan"]

@@ -44,7 +44,7 @@ from stillhouse.audit.page_rows import (
 from stillhouse.audit.seal import SEAL, SEALED, Sealed, sha256
 from stillhouse.errors import DataError, EvidenceError
 from stillhouse.files import write_whole
-from stillhouse.report import figure, markup, page_template, stylesheet
+from stillhouse.pages import figure, markup, page_template, stylesheet
 from stillhouse.watermark import Watermark
 
 __all__ = ["PAGE", "write_page"]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillhouse.exact import binomial_tail
-from stillhouse.report import signed
+from stillhouse.pages import signed
 
 __all__ = ["decoy_plot", "difference_bars", "innocent_counts", "interval_scale", "within"]
 

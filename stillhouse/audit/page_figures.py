@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from stillhouse.report import figure, signed
+from stillhouse.pages import figure, signed
 
 __all__ = [
     "Figures",

@@ -22,7 +22,7 @@ from stillhouse.audit.page_figures import (
     number,
     plain,
 )
-from stillhouse.report import figure, signed
+from stillhouse.pages import figure, signed
 
 __all__ = ["identity_rows", "identity_tiles", "identity_view", "said"]
 

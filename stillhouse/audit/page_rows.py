@@ -21,7 +21,7 @@ from stillhouse.audit.page_figures import (
     plain,
     share_row,
 )
-from stillhouse.report import figure, signed
+from stillhouse.pages import figure, signed
 
 __all__ = ["twin_rows", "twin_tiles", "watermark_rows", "watermark_tiles"]
 

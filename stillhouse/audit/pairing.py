@@ -20,7 +20,7 @@ from stillhouse.errors import CapabilityError, ConfigError, EvidenceError
 from stillhouse.escrow import Escrow, pair_key
 from stillhouse.exchange import Exchange, Request, message, to_dict
 from stillhouse.models.base import Failure, Model
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 from stillhouse.store import Store
 from stillhouse.text import seed_from
 

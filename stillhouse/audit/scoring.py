@@ -24,7 +24,7 @@ from stillhouse.exchange import (
     message,
 )  # fmt: skip
 from stillhouse.models.base import Failure, Model, Need, require
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 from stillhouse.text import seed_from
 
 __all__ = ["ask_texts", "read_scores", "suspect_requests"]

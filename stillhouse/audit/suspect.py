@@ -21,7 +21,7 @@ from stillhouse.errors import CapabilityError
 from stillhouse.files import file_hash
 from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 
 __all__ = ["Suspect", "address_of", "model_line", "name_of"]
 

@@ -40,7 +40,7 @@ from stillhouse.exact import holm
 from stillhouse.exchange import Exchange, canonical_json
 from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 __all__ = ["Begun", "Waiting", "planned", "twin_audit"]
 

@@ -23,8 +23,8 @@ from stillhouse.errors import CapabilityError, ConfigError, DataError, ModelErro
 from stillhouse.exchange import Exchange, Logprobs, Message, Request, Sampling, Tool, to_dict
 from stillhouse.messages import Prompt
 from stillhouse.models.base import Failure, Model, Need, require
+from stillhouse.progress import Progress, Silent
 from stillhouse.record import plain
-from stillhouse.report import Progress, Silent
 from stillhouse.text import seed_from
 from stillhouse.watermark import Watermark
 

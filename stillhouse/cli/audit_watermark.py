@@ -11,7 +11,7 @@ from stillhouse.audit.settings import WatermarkSettings
 from stillhouse.cli.audit_bundle import told
 from stillhouse.cli.terminal import Common, all_given, emit, make_progress
 from stillhouse.errors import ConfigError
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 
 __all__ = ["key", "watermark"]
 

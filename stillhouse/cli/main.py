@@ -13,13 +13,14 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args, get_origin
 
 import cyclopts
-import docstring_parser
 from cyclopts.help import DefaultFormatter
 
 from stillhouse import __version__
+from stillhouse.cli.quick_help import quick_help
 from stillhouse.errors import ConfigError, DataError, StillhouseError, nearest
 
 __all__ = ["app", "main"]
@@ -39,22 +40,6 @@ class _Flowing(DefaultFormatter):
                 entry.default = None
         super().__call__(console, options, panel)
 
-
-def _described(parse: Any) -> Any:
-    """`parse`, which for options of a settings class reads the source of every class it inherits
-    from: pydantic's own is 2,000 lines and has no options, but takes a tenth of `--help`.
-    """
-
-    def parse_ours(described: Any, *args: Any, **options: Any) -> Any:
-        if getattr(described, "__module__", "").startswith("pydantic."):
-            return docstring_parser.parse("")
-        return parse(described, *args, **options)
-
-    return parse_ours
-
-
-# cyclopts offers no way to leave a class out
-docstring_parser.parse_from_object = _described(docstring_parser.parse_from_object)
 
 app = cyclopts.App(
     name="stillhouse",
@@ -149,8 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--traceback" in arguments:
         arguments.remove("--traceback")
         os.environ["STILLHOUSE_TRACEBACK"] = "1"
+    asked_for_help = bool({"--help", "-h"} & set(arguments))
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with quick_help() if asked_for_help else nullcontext():
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
         _print_error(_of_usage(error), as_json="--json" in arguments)
         return 2

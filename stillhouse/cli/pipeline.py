@@ -25,8 +25,8 @@ from stillhouse.config import Recipe, fingerprint
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.files import alone, file_hash, write_whole
 from stillhouse.memory import give_back_memory
+from stillhouse.progress import Progress
 from stillhouse.prompts import prompt_files
-from stillhouse.report import Progress
 
 __all__ = ["STAGES", "plan", "run_stages"]
 

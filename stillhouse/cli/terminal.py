@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from stillhouse.errors import ConfigError
-from stillhouse.report import Progress, Silent, duration
+from stillhouse.progress import Progress, Silent, duration
 
 __all__ = ["Common", "all_given", "duration", "emit", "make_progress", "plainly", "table"]
 

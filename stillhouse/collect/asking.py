@@ -17,7 +17,7 @@ from stillhouse.config import CollectSettings
 from stillhouse.errors import ModelError
 from stillhouse.exchange import Exchange, Request
 from stillhouse.models.base import Failure, Model
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 from stillhouse.store import Store
 
 __all__ = ["Asking"]

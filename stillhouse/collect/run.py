@@ -23,8 +23,8 @@ from stillhouse.errors import CapabilityError, ConfigError, ModelError
 from stillhouse.escrow import Escrow
 from stillhouse.exchange import Request, Terms
 from stillhouse.models import Need, open_model, parse_spec
+from stillhouse.progress import Progress, Silent
 from stillhouse.prompts import Prompts, prompt_files, read_prompts
-from stillhouse.report import Progress, Silent
 from stillhouse.store import Store
 from stillhouse.terms import gate
 from stillhouse.watermark import Watermark, read_key

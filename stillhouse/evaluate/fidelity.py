@@ -35,7 +35,7 @@ from stillhouse.models import open_model
 from stillhouse.models.base import Model, Need, Scored
 from stillhouse.models.local_network import matmul_dtype
 from stillhouse.naming import aliases, names
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 from stillhouse.terms import check
 
 __all__ = ["evaluate", "fidelity"]

@@ -16,8 +16,8 @@ from stillhouse.config import EvaluateSettings
 from stillhouse.errors import ConfigError, DataError, EvidenceError
 from stillhouse.exchange import Exchange, Message, Request, Sampling, Terms
 from stillhouse.models.base import Failure, Model
+from stillhouse.progress import Progress
 from stillhouse.prompts import Prompt, read_prompts
-from stillhouse.report import Progress
 from stillhouse.store import Store
 from stillhouse.text import NEAR, near_duplicates
 

@@ -16,7 +16,7 @@ import torch
 
 from stillhouse.config import EvaluateSettings
 from stillhouse.errors import EvidenceError
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 from stillhouse.stats import median_estimate
 
 __all__ = ["PROMPT_TOKENS", "Decoder", "compare_speed", "decode_rate"]

@@ -29,7 +29,7 @@ from stillhouse.guard.benchmark_work import Unit
 from stillhouse.guard.benchmark_workers import as_json, result_path, run_side_by_side
 from stillhouse.guard.key import write_key
 from stillhouse.guard.simulate import planned
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 __all__ = ["benchmark", "expected_minutes"]
 

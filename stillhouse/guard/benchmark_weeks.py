@@ -42,7 +42,7 @@ from stillhouse.guard.simulate_accounts import LANGUAGES, benign_accounts
 from stillhouse.guard.simulate_log import account_name
 from stillhouse.guard.simulate_rates import open_rates
 from stillhouse.guard.simulate_settings import SimulateSettings
-from stillhouse.report import Silent
+from stillhouse.progress import Silent
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported
 

@@ -21,7 +21,7 @@ from stillhouse.errors import ConfigError, DataError, nearest
 from stillhouse.exchange import Exchange, canonical_json
 from stillhouse.guard.reread import read_back
 from stillhouse.guard.sources import files_of
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 from stillhouse.store import Store
 
 __all__ = ["guard_export"]

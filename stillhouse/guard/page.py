@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from stillhouse.files import write_whole
-from stillhouse.report import markup, page_template, stylesheet
+from stillhouse.pages import markup, page_template, stylesheet
 
 __all__ = ["write_page"]
 

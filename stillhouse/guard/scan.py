@@ -42,7 +42,7 @@ from stillhouse.guard.reread import records_at
 from stillhouse.guard.settings import MAX_REJECTED, GuardSettings
 from stillhouse.guard.skeleton import skeletons
 from stillhouse.guard.turns import newest_turn
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 __all__ = ["ScanResult", "guard_calibrate", "guard_scan"]
 

@@ -44,7 +44,7 @@ from stillhouse.guard.simulate_settings import SimulateSettings, read_spec
 from stillhouse.guard.simulate_text import BenignText, Turn
 from stillhouse.guard.simulate_traffic import TOOLS_BYTES, Events, Traffic
 from stillhouse.guard.simulate_wrappers import CampaignText
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 __all__ = ["Planned", "Simulated", "planned", "simulate"]
 

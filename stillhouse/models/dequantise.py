@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from stillhouse.errors import ModelError
 from stillhouse.files import sha256
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from gguf import GGUFReader

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from stillhouse.errors import DataError, TransportError
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import httpx

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import stillhouse.models.weights as weights
 from stillhouse.errors import ConfigError, ModelError, nearest
 from stillhouse.models.base import Capabilities, Model, Need, require
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 __all__ = ["ENGINES", "Engine", "Precision", "Spec", "open_model", "parse_spec"]
 

@@ -26,7 +26,7 @@ import stillhouse.models.wheel_index as wheel_index
 from stillhouse.errors import ConfigError, DataError, ModelError, TransportError, nearest
 from stillhouse.files import sha256
 from stillhouse.models.download import download, full_disk
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 __all__ = ["KnownWeights", "WeightsState", "cache_folder", "known", "listing", "pull", "show"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 from stillhouse.train.layers import after_layer, embedded, layers_of
 from stillhouse.train.narrow import keep_neurons, neurons_worth_keeping
 from stillhouse.train.packed import Packed

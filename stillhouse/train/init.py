@@ -27,7 +27,7 @@ from torch.nn import functional
 from stillhouse.config import StudentSettings
 from stillhouse.errors import ConfigError
 from stillhouse.models.local_network import common_prefix
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 from stillhouse.train.batches import Batch, collate
 from stillhouse.train.heal import heal
 from stillhouse.train.layers import (

@@ -25,7 +25,7 @@ from torch import Tensor
 from stillhouse.config import StudentSettings, TrainSettings
 from stillhouse.errors import DataError
 from stillhouse.memory import give_back_memory
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 from stillhouse.train import checkpoint as checkpoints
 from stillhouse.train.batches import Batch, collate, pieces, plan
 from stillhouse.train.layers import precision

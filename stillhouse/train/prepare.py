@@ -21,7 +21,7 @@ import torch
 from stillhouse.config import StudentSettings, TrainSettings, fingerprint
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.models.local_network import matmul_dtype
-from stillhouse.report import Progress
+from stillhouse.progress import Progress
 from stillhouse.train.batches import collate, pieces, split_validation
 from stillhouse.train.checkpoint import write_atomically
 from stillhouse.train.identity import IdentityRecord, identity_examples, teacher_name

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.exchange import Exchange, Logprobs, Message, Tool
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 
 __all__ = ["Example", "Reader", "TargetsRecord", "engines", "make_examples", "order_of"]
 

@@ -22,7 +22,7 @@ from stillhouse.audit.settings import TwinSettings
 from stillhouse.audit.twin_audit import twin_audit
 from stillhouse.errors import DataError, EvidenceError
 from stillhouse.exchange import to_dict
-from stillhouse.report import figure
+from stillhouse.pages import figure
 from stillhouse.watermark import Watermark
 from tests.audit.identity_lines import always, lines_of, plan_with
 from tests.audit.test_twin import PLAN, answer, leaning, raw

@@ -10,7 +10,7 @@ from stillhouse.audit.pair_checks import SIDES
 from stillhouse.audit.scoring import read_scores
 from stillhouse.exchange import Exchange, Response, Sampling, message, to_dict
 from stillhouse.models.local import LocalModel
-from stillhouse.report import Silent
+from stillhouse.progress import Silent
 from tests.audit.bundles import begun
 
 

@@ -71,6 +71,14 @@ def test_every_command_shows_an_example_of_itself(
     assert "--no-" not in shown
 
 
+@pytest.mark.parametrize("verb", ["collect", "guard scan", "chat"])
+def test_quick_help_is_the_same_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*verb.split(), "--help"]) == 0
+    quick = capsys.readouterr().out
+    entry.app([*verb.split(), "--help"], result_action="return_value")
+    assert capsys.readouterr().out == quick
+
+
 def test_help_flows_whatever_the_source_is_indented_by(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "watermark", "--help"]) == 0
     options = capsys.readouterr().out.partition("Parameters")[2].splitlines()

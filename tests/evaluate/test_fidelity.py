@@ -19,8 +19,9 @@ from stillhouse.exchange import Exchange, Request, Response, Sampling, message
 from stillhouse.models import open_model
 from stillhouse.models.local import LocalModel
 from stillhouse.models.scripted import transitions
+from stillhouse.progress import Silent
 from stillhouse.prompts import read_prompts
-from stillhouse.report import Silent, write_report
+from stillhouse.report import write_report
 from stillhouse.store import Store
 from tests.train.conftest import write_llama
 

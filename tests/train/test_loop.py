@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from stillhouse.config import StudentSettings, TrainSettings
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.models.local_network import matmul_dtype
-from stillhouse.report import Progress, Silent
+from stillhouse.progress import Progress, Silent
 from stillhouse.train.loop import TrainReport, train
 
 QUICK = TrainSettings(
