@@ -212,6 +212,20 @@ def test_a_stratum_too_small_for_the_level_calls_nobody_and_says_so(
     assert decisions(scan, week)["campaign"] == {"insufficient": 100}
 
 
+@pytest.mark.parametrize("left", [None, "whole", "payment", "device", "network"])
+def test_accounts_of_which_nothing_could_be_linked_are_insufficient(
+    tmp_path: Path, left: str | None
+) -> None:
+    week = benign_week(27)
+    owner = np.repeat(week.people(20, "bare"), 30)
+    names = ("whole", "head", "tail", "skeleton", "payment", "device", "network", "address")
+    nothing = {n: np.zeros(len(owner), np.uint64) for n in names if n != left}
+    week.add(owner, week.human_times(owner), **nothing)
+    scan = scan_of(week, tmp_path)
+    assert decisions(scan, week)["bare"] == {"allow" if left else "insufficient": 20}
+    assert scan.facts["unlinkable_accounts"] == (0 if left else 20)
+
+
 def test_scores_of_fresh_benign_accounts_give_p_values_that_keep_their_level(
     tmp_path: Path, calibration: Calibration
 ) -> None:

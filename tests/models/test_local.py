@@ -391,14 +391,18 @@ def test_closing_lets_go_of_the_weights(folder: Path) -> None:
 # ---- the teacher's own weights ----
 
 
+@pytest.fixture(scope="module")
+def dequantised(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dequantised_folder(gguf, tmp_path_factory.mktemp("cache"))
+
+
 @pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.timeout(600)
 def test_the_teachers_weights_answer_and_score_as_transformers_computes(
-    gguf: Path, tmp_path_factory: pytest.TempPathFactory
+    dequantised: Path,
 ) -> None:
-    folder = dequantised_folder(gguf, tmp_path_factory.mktemp("cache"))
-    with LocalModel(folder, spec="smollm2-135m") as model:
+    with LocalModel(dequantised, spec="smollm2-135m") as model:
         asked = [ask(text, max_tokens=20) for text in ("Why is rain wet?", "Name a fish.")]
         answers = [e for e in model.answer(asked, top_logprobs=64) if isinstance(e, Exchange)]
         assert len(answers) == 2
@@ -419,11 +423,10 @@ def test_the_teachers_weights_answer_and_score_as_transformers_computes(
 @pytest.mark.weights
 @pytest.mark.timeout(600)
 def test_the_teachers_weights_score_answers_that_share_a_prompt_as_one_by_one(
-    gguf: Path, tmp_path_factory: pytest.TempPathFactory
+    dequantised: Path,
 ) -> None:
-    folder = dequantised_folder(gguf, tmp_path_factory.mktemp("cache"))
     exchanges = of_shared_prompts()
-    with LocalModel(folder, spec="smollm2-135m") as model:
+    with LocalModel(dequantised, spec="smollm2-135m") as model:
         for index, scored in model.score(exchanges):
             ((_, alone),) = model.score([exchanges[index]])
             assert np.abs(scored.chosen - alone.chosen).max(initial=0) < 1e-4
