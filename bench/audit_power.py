@@ -1,9 +1,9 @@
 """Power of the twin test on students that were really trained, under what weakens their memory.
 
-    python bench/audit_power.py --list              the rows, with expected minutes
-    python bench/audit_power.py --quick             40 prompts, minutes: shows that all rows run
-    python bench/audit_power.py --only main text    some rows
-    python bench/audit_power.py > result.json       all rows, some five hours on two quiet cores
+    python bench/audit_power.py --list                        the rows, with expected minutes
+    python bench/audit_power.py --prompts FILE... --quick     40 prompts: that all rows run
+    python bench/audit_power.py --prompts FILE... --only text main
+    python bench/audit_power.py --prompts FILE...             all, five hours on two quiet cores
 
 The teacher (smollm2-135m) answers 2,040 prompts twice with `collect` and an escrow, whose coin says
 which of the two is served; students learn served answers in the train room, or low-rank changes of
@@ -43,11 +43,6 @@ from stillhouse.errors import EvidenceError
 from stillhouse.exact import signed_rank
 from stillhouse.files import file_hash
 
-ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = [
-    ROOT.parent / "shared" / "data" / "prompts" / name
-    for name in ("gsm8k_train.jsonl", "self_instruct_seed_tasks.jsonl", "ifeval.jsonl")
-]
 GOAL = 1e-6
 GOAL_PAIRS = 200
 ORDERS = 200
@@ -353,7 +348,9 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--prompts", type=Path, nargs="+", default=PROMPTS)
+    parser.add_argument(
+        "--prompts", type=Path, nargs="+", default=[], help="files of 2,040 prompts; --quick: of 40"
+    )
     parser.add_argument("--work", type=Path)
     parser.add_argument("--only", nargs="+", choices=list(ROWS), metavar="ROW")
     parser.add_argument("--again", action="store_true", help="measure rows anew from what is there")
@@ -363,7 +360,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--authorisation", type=Path, help="for a teacher of unknown terms")
     parser.add_argument("--layers", type=int, default=10, help="of the cheap student")
     parser.add_argument("--width", type=int, help="of the main student's MLPs, in neurons")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.prompts and not options.list:
+        parser.error("--prompts: no files of prompts (the figures of docs/audit.md say which)")
+    return options
 
 
 def _kitchen(options: argparse.Namespace) -> Kitchen:

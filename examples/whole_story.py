@@ -72,13 +72,14 @@ class Story:
         """Go on with a story, or begin one.
 
         Raises:
-            SystemExit: the folder holds the story of another seed.
+            SystemExit: the folder holds a story told with other settings, another seed say.
         """
         self.folder, self.seed, self.progress = folder, seed, progress
         folder.mkdir(parents=True, exist_ok=True)
         self._record = folder / "stages.json"
-        told = {"seed": seed, "campaign": CAMPAIGN, "benign": BENIGN, "asked": ASKED,
-                "student": STUDENT, "train": TRAIN}  # fmt: skip
+        told = {"seed": seed, "campaign": CAMPAIGN, "benign": BENIGN, "teacher": TEACHER,
+                "asked": ASKED, "student": STUDENT, "train": TRAIN,
+                "evaluate": EVALUATE | {"prompts": _HELDOUT.name}}  # fmt: skip
         self.stages: dict[str, Any] = {"told_with": told}
         if self._record.exists():
             self.stages = json.loads(self._record.read_text("utf-8"))
@@ -123,7 +124,7 @@ def ordinary_week(story: Story) -> None:
 def asked(story: Story) -> None:
     """The next week, with the campaign in it; what it asks is written down."""
     done = story.stage(
-        "asked", "The next week a campaign of 30 accounts hides among them.",
+        "asked", f"The next week a campaign of {CAMPAIGN['accounts']} accounts hides among them.",
         lambda: _simulated(story, "asked", week=1, campaigns=(CAMPAIGN,)),
     )  # fmt: skip
     story.tell(f"{done['campaign_events']} of {done['events']:,} requests are the campaign's own")
@@ -152,7 +153,8 @@ def logged(story: Story) -> None:
 def found(story: Story) -> None:
     """Guard is calibrated on the ordinary week and scans the other."""
     done = story.stage(
-        "found", "Guard learns what is ordinary and scans the week, 30 of 2,400 to find.",
+        "found", f"Guard learns what is ordinary and scans the week: {CAMPAIGN['accounts']} of "
+        f"{story.stages['logged']['accounts']:,} accounts to find.",
         lambda: _scanned(story),
     )  # fmt: skip
     story.tell(

@@ -212,7 +212,7 @@ class EvaluateSettings(Settings):
     prompts: tuple[InputPath, ...] = ()
     """Held-out prompt files or folders of them; no prompt of theirs may occur in training."""
     exchanges: Annotated[int, Field(ge=5)] | None = None
-    """Held-out answers used; fewer than five give no interval. Without it all prompts are used."""
+    """Held-out answers used, five or more. Without it all prompts are used."""
     max_tokens: Count = 128
     """Answer tokens of a held-out answer."""
     top_p: Share = 1.0

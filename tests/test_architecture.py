@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "stillhouse"
 FILES = sorted(HOUSE.rglob("*.py"))
 
-# DESIGN, 'Import law': each level may import those before it; rooms never import one another.
+# CONTRIBUTING, 'Imports form a star': each level may import those before it; rooms never import
+# one another.
 HALL = [
     {"errors", "memory"},
     {"record", "merkle", "files", "log_files", "log_records", "progress"},

@@ -30,9 +30,9 @@ def identity(
     Parameters
     ----------
     suspect
-        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL.
+        Model spec: smollm2-135m, gguf:PATH, hf:PATH_OR_ID, run:NAME, http://host:port/v1#MODEL.
     control
-        Model spec of a model that is known to be innocent; may be given repeatedly.
+        Model spec of a model that is known to be innocent.
     out
         Folder of the bundle.
     runs

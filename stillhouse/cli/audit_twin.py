@@ -43,8 +43,8 @@ def twin(
     Parameters
     ----------
     suspect
-        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL; or batch:FOLDER
-        for a suspect that someone else runs. May be given repeatedly.
+        Model spec: smollm2-135m, gguf:PATH, hf:PATH_OR_ID, run:NAME, http://host:port/v1#MODEL; or
+        batch:FOLDER for a suspect that someone else runs.
     exchanges
         The store of exchanges that were served.
     out

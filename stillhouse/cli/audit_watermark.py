@@ -35,7 +35,7 @@ def watermark(
     Parameters
     ----------
     suspect
-        Model spec: hf:PATH_OR_ID, gguf:PATH, run:NAME, http://host:port/v1#MODEL.
+        Model spec: smollm2-135m, gguf:PATH, hf:PATH_OR_ID, run:NAME, http://host:port/v1#MODEL.
     teacher
         Model spec whose vocabulary the key marks.
     key

@@ -21,6 +21,7 @@ def collect(
     *overrides: str,
     teacher: str | None = None,
     out: Path | None = None,
+    runs: Path = Path("runs"),
     settings: Annotated[CollectSettings, Parameter(name="*")] = _DEFAULTS,
     dry_run: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
@@ -40,6 +41,8 @@ def collect(
         Model spec: smollm2-135m, gguf:PATH, hf:PATH_OR_ID, run:NAME, http://host:port/v1#MODEL.
     out
         The store of exchanges, a folder; made where there is none.
+    runs
+        Where runs are kept, for a teacher run:NAME.
     dry_run
         Say what would be asked, under which terms, and ask nothing.
     """
@@ -48,12 +51,13 @@ def collect(
 
         if teacher is not None or out is not None or settings != CollectSettings():
             raise ConfigError(
-                "stillhouse collect", "options beside a recipe",
+                "stillhouse collect", f"options beside the recipe {recipe}",
                 "options, or a recipe with settings as key=value",
-                "Write them as settings: collect RECIPE.yaml teacher=SPEC collect.exchanges=5",
+                "Repeat an option for each of its values (--prompts A --prompts B), or write "
+                "settings: collect RECIPE.yaml teacher=SPEC collect.exchanges=5",
             )  # fmt: skip
         loaded = load_recipe(recipe, overrides)
-        teacher, settings = loaded.teacher, loaded.collect
+        teacher, settings, runs = loaded.teacher, loaded.collect, loaded.runs
         out = loaded.exchanges or loaded.folder / "exchanges"
     all_given(
         "collect", {"--teacher": teacher, "--prompts": settings.prompts, "--out": out},
@@ -65,8 +69,10 @@ def collect(
 
     progress = make_progress(quiet=common.quiet)
     if dry_run:
-        plan = run.plan(settings, teacher=teacher, store=out).to_dict()
+        plan = run.plan(settings, teacher=teacher, store=out, runs=runs).to_dict()
         emit(plan, plainly(plan), as_json=common.json)
         return
-    report = run.collect(settings, teacher=teacher, store=out, progress=progress).to_dict()
+    report = run.collect(
+        settings, teacher=teacher, store=out, runs=runs, progress=progress
+    ).to_dict()
     emit(report, plainly(report), as_json=common.json)

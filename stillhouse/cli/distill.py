@@ -60,7 +60,7 @@ def _to_ask(recipe: Recipe) -> dict[str, Any]:
     if recipe.exchanges is not None:
         return {}
     store = recipe.folder / "exchanges"
-    return run.plan(recipe.collect, teacher=recipe.teacher, store=store).to_dict()
+    return run.plan(recipe.collect, teacher=recipe.teacher, store=store, runs=recipe.runs).to_dict()
 
 
 def summary(report: dict, folder: Path) -> list[str]:

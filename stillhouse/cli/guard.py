@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from stillhouse.cli.terminal import Common, all_given, duration, emit, make_progress, table
 from stillhouse.errors import ConfigError
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
-from stillhouse.guard.settings import MAX_REJECTED, GuardSettings
+from stillhouse.guard.settings import MAX_REJECTED, SCORING, GuardSettings
 
 if TYPE_CHECKING:
     from stillhouse.guard.mapping import MappingSettings
@@ -125,13 +125,26 @@ def calibrate(
             "stillhouse guard calibrate", "no logs", "logs of benign accounts",
             "Name files or folders: stillhouse guard calibrate benign-week/ --out benign.cal",
         )  # fmt: skip
+    ignored = [
+        "--" + name.replace("_", "-") for name in GuardSettings.model_fields
+        if name not in (*SCORING, "days", "stratum_accounts", "seed")
+        and getattr(settings, name) != getattr(_DEFAULTS, name)
+    ]  # fmt: skip
+    if ignored:
+        raise ConfigError(
+            "stillhouse guard calibrate", ", ".join(ignored), "settings that scores depend on",
+            "Leave it to `guard scan`, which decides; accounts that are no benign traffic have to "
+            "be taken out of the logs",
+        )  # fmt: skip
     made = guard_calibrate(
         settings, logs=logs, out=out, key=key, mapping=_mapping(mapping),
         max_rejected=max_rejected, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
+    least = made["least_p_values"]
     lines = [
         f"{made['accounts']:,} accounts over {made['hours'] / 24:.1f} days in {out}",
-        f"No p-value of an account will be below {made['smallest_p_value']:.2g}.",
+        f"No p-value of an account will be below {least[0]:.2g}"
+        + (f", or {least[-1]:.2g} where its like are few." if len(least) > 1 else "."),
         f"Scan with: stillhouse guard scan LOG... --out DIR --calibration {out}",
     ]
     emit(made, lines, as_json=common.json)
@@ -157,8 +170,7 @@ def export(
     out
         The store.
     log
-        Log file, store or folder of log files: where they lie now, if they were moved. May be given
-        repeatedly.
+        Log file, store or folder of log files: where they lie now, if they were moved.
     served
         The store of what was served, whose twins lie in an escrow: its own exchanges are written
         for those of the logs, with all settings, so that the escrow's twins fit them.
@@ -198,7 +210,7 @@ def simulate(
     rates
         Table of real clients' rates, in the place of the spec's.
     prompts
-        Files or folders of real prompts, in the place of the spec's; may be given repeatedly.
+        Files or folders of real prompts, in the place of the spec's.
     answers
         Store of exchanges whose answers the campaigns get, in the place of the spec's.
     dry_run

@@ -23,12 +23,13 @@ from stillhouse import __version__
 from stillhouse.cli.quick_help import quick_help
 from stillhouse.errors import ConfigError, DataError, StillhouseError, nearest
 
-__all__ = ["app", "main"]
+__all__ = ["VERBS", "app", "main"]
 
 
 class _Flowing(DefaultFormatter):
-    """Help in which a docstring's lines flow, which else keep the source's indent; and which does
-    not say of a flag that it is off, or of a list that it is empty.
+    """Help in which a docstring's lines flow, which else keep the source's indent; which does not
+    say of a flag that it is off, or of a list that it is empty; and which does say of a list that
+    it takes one value at a time.
     """
 
     def __call__(self, console: Any, options: Any, panel: Any) -> None:
@@ -36,6 +37,9 @@ class _Flowing(DefaultFormatter):
             text = getattr(entry.description, "primary_renderable", None)
             if text is not None:
                 text.plain = " ".join(text.plain.split())
+                if entry.positive_names and (entry.metavar or "").endswith("..."):
+                    entry.metavar = entry.metavar.removesuffix("...")
+                    text.plain += " May be given repeatedly."
             if entry.default in ("()", "False"):
                 entry.default = None
         super().__call__(console, options, panel)
@@ -57,48 +61,71 @@ _GROUPS = {
     "audit": cyclopts.App(name="audit", help="Test what a suspect was trained on."),
     "guard": cyclopts.App(name="guard", help="Find extraction campaigns in a provider's own logs."),
 }
-# verb, where its function stands, what it does, an example of its use
-_VERBS = (
+VERBS = (
     ("distill", "distill:distill",
-     "Run a whole recipe: weights, answers, training, evaluation, report.",
+     "Run a whole recipe: weights, answers, training, evaluation, report.\n\n"
+     "Run again, it redoes nothing that is done; killed at any moment and run again, it goes on.",
      "examples/quickstart.yaml train.epochs=3 name=longer"),
     ("collect", "collect:collect",
-     "Ask a teacher prompts, keep its answers and their log-probabilities.",
+     "Ask a teacher prompts, keep its answers and their log-probabilities.\n\n"
+     "Run again, it asks only what the store does not hold; killed at any moment, no answer is "
+     "lost. Give either --teacher, --prompts and --out, or a recipe and overrides.",
      "--teacher smollm2-135m --prompts prompts.jsonl --out answers"),
-    ("train", "train:train", "Train the recipe's student on the exchanges collected.",
+    ("train", "train:train",
+     "Train the recipe's student on the exchanges collected.",
      "examples/quickstart.yaml"),
-    ("evaluate", "evaluate:evaluate", "Measure how close the recipe's student came to its teacher.",
+    ("evaluate", "evaluate:evaluate",
+     "Measure how close the recipe's student came to its teacher.",
      "examples/quickstart.yaml"),
-    ("report", "report:report", "Write a run's report.json and report.html again, or print it.",
+    ("report", "report:report",
+     "Write a run's report.json and report.html again, and print it.",
      "quickstart"),
-    ("chat", "chat:chat", "Talk to any model or finished run.", "run:quickstart"),
-    ("models list", "models:list_models", "The models known by name.", ""),
-    ("models pull", "models:pull", "Fetch a model's weights once.", "smollm2-135m"),
-    ("models show", "models:show", "Everything known about a model.", "smollm2-135m"),
-    ("audit twin", "audit_twin:twin", "Does a suspect lean to the answers that were served?",
+    ("chat", "chat:chat",
+     "Talk to any model or finished run; an empty line or Ctrl-D ends it.",
+     "run:quickstart"),
+    ("models list", "models:list_models",
+     "The models known by name, and whether their weights are in the cache.",
+     ""),
+    ("models pull", "models:pull",
+     "Fetch a model's weights once; a broken download goes on where it stopped.",
+     "smollm2-135m"),
+    ("models show", "models:show",
+     "Everything known about a model.",
+     "smollm2-135m"),
+    ("audit twin", "audit_twin:twin",
+     "Test whether a suspect leans to the answers that were served, against their twins.",
      "--suspect hf:./model --exchanges served --twins escrow --out audit"),
-    ("audit watermark", "audit_watermark:watermark", "Does a suspect carry a served watermark?",
-     "--suspect hf:./model --teacher smollm2-135m --key mark.key --prompts prompts.jsonl "
-     "--out audit"),
-    ("audit identity", "audit_identity:identity", "Who does a suspect say it is, beside controls?",
+    ("audit watermark", "audit_watermark:watermark",
+     "Test whether a suspect prefers the tokens that a secret key made green.",
+     "--suspect hf:./model --teacher smollm2-135m --key mark.key --prompts prompts.jsonl --out "
+     "audit"),
+    ("audit identity", "audit_identity:identity",
+     "Ask a suspect and controls who they are, in twelve languages; a share is no error rate.",
      "--suspect hf:./model --candidate openai --control smollm2-135m --out identity"),
-    ("audit change", "audit_identity:change", "What changed between two identity audits?",
+    ("audit change", "audit_identity:change",
+     "Say what changed between two identity audits of the same suspect.",
      "identity-may identity-june"),
     ("audit verify", "audit_bundle:verify",
-     "Recompute every number of a bundle from its raw lines; exit code 3 on any difference.",
+     "Recompute every number of a bundle from its raw lines; exit code 3 on any difference.\n\n"
+     "Needs neither a model nor a network.",
      "audit"),
-    ("audit redact", "audit_bundle:redact", "Copy a bundle with some raw lines withheld.",
+    ("audit redact", "audit_bundle:redact",
+     "Copy a bundle with some raw lines shown by their hash only: its seal still holds.",
      "audit --out for-the-public --matching 'patient'"),
-    ("audit reveal", "audit_bundle:reveal", "Show the coins of some escrowed pairs.",
+    ("audit reveal", "audit_bundle:reveal",
+     "Show the coins of some exchanges, with the proofs that they were committed to.",
      "escrow served x1:0a1b2c..."),
-    ("audit key", "audit_watermark:key", "Make a watermark's secret key.",
+    ("audit key", "audit_watermark:key",
+     "Make a watermark's secret key, in a file that only its owner reads; prints its commitment.",
      "--out mark.key --teacher smollm2-135m"),
-    ("guard scan", "guard:scan", "Find campaigns across the accounts of some logs.",
+    ("guard scan", "guard:scan",
+     "Find extraction campaigns across the accounts of some logs.",
      "logs/ --out scan --calibration benign.cal"),
     ("guard calibrate", "guard:calibrate",
-     "Measure what benign traffic looks like, so that false alarms are known.",
+     "Measure what benign traffic looks like, so that scans know their false alarms.",
      "benign-week/ --out benign.cal"),
-    ("guard export", "guard:export", "Write a campaign's exchanges as a store, for an audit.",
+    ("guard export", "guard:export",
+     "Write a campaign's exchanges as a store, for `stillhouse audit twin`.",
      "scan c-51a34ec87e8c5799 --out exchanges"),
     ("guard simulate", "guard:simulate",
      "Write labelled logs of simulated traffic, to measure detection on. Contacts nobody.",
@@ -107,7 +134,9 @@ _VERBS = (
      "Measure the detector on simulated logs, and print the table as JSON.",
      "--quick --work quick"),
 )  # fmt: skip
-for _verb, _target, _line, _example in _VERBS:
+"""Verb, where its function stands, what its docstring says (nothing is imported to read it), and an
+example."""
+for _verb, _target, _line, _example in VERBS:
     _group, _, _name = _verb.rpartition(" ")
     _GROUPS.get(_group, app).command(
         f"stillhouse.cli.{_target}", name=_name, help=_line,
@@ -201,7 +230,10 @@ def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
         return _unknown_option(error, command)
     if isinstance(error, cyclopts.UnusedCliTokensError):
         many = " ".join(error.unused_tokens or ())
-        return ConfigError(command, f"'{many}' beside its arguments", "no more of them", look)
+        return ConfigError(
+            command, f"'{many}' beside its arguments", "no more of them",
+            f"An option takes one value: repeat it for each. {look}",
+        )  # fmt: skip
     found, _, hint = " ".join(str(error).split()).partition(". ")
     meant = hint.partition("?")[0] + "?" if hint.startswith("Did you mean") else look
     return ConfigError(command, found, f"what `{command} --help` shows", meant)

@@ -142,7 +142,10 @@ def _collect(run: Run, progress: Progress) -> dict[str, Any]:
     from stillhouse.terms import gate
 
     if run.recipe.exchanges is not None:  # the gate holds for training on them all the same
-        terms = gate(run.recipe.teacher, authorisation=run.recipe.collect.authorisation)
+        terms = gate(
+            run.recipe.teacher, authorisation=run.recipe.collect.authorisation,
+            runs=run.recipe.runs,
+        )  # fmt: skip
         progress.say(f"  {run.recipe.exchanges} was collected before; nothing is asked")
         return {
             "store": str(run.recipe.exchanges),
@@ -151,8 +154,9 @@ def _collect(run: Run, progress: Progress) -> dict[str, Any]:
         }
 
     report = collect(
-        run.recipe.collect, teacher=run.recipe.teacher, store=run.exchanges, progress=progress
-    )
+        run.recipe.collect, teacher=run.recipe.teacher, store=run.exchanges,
+        runs=run.recipe.runs, progress=progress,
+    )  # fmt: skip
     return report.to_dict()
 
 
@@ -165,6 +169,7 @@ def _train(run: Run, progress: Progress) -> dict[str, Any]:
         teacher=run.recipe.teacher,
         store=run.exchanges,
         out=run.folder,
+        runs=run.recipe.runs,
         progress=progress,
     )
     return report.to_dict()
@@ -183,6 +188,7 @@ def _evaluate(run: Run, progress: Progress) -> dict[str, Any]:
         run=run.folder,
         store=run.exchanges,
         student_name=student.name if student.teach_identity else None,
+        runs=run.recipe.runs,
         progress=progress,
     )
 

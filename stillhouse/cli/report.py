@@ -17,7 +17,7 @@ def report(
     runs: Path = Path("runs"),
     common: Common = Common(),  # noqa: B008  (frozen)
 ) -> None:
-    """Write a run's report.json and report.html again, or print it.
+    """Write a run's report.json and report.html again, and print it.
 
     Parameters
     ----------

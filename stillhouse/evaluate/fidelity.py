@@ -58,6 +58,7 @@ def evaluate(
     before: Path | None = None,
     store: Path | None = None,
     student_name: str | None = None,
+    runs: Path = Path("runs"),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The figures of a student, in the fields of `report.json` that docs/evaluate.md lists.
@@ -73,6 +74,7 @@ def evaluate(
         store: the exchanges trained on, to find held-out prompts among them; None leaves that
             unchecked, and the report says so.
         student_name: what it was taught to call itself; None leaves identity unmeasured.
+        runs: where `run:NAME` is looked up.
         progress: told what is done.
 
     Raises:
@@ -86,7 +88,7 @@ def evaluate(
     with ExitStack() as opened:
         held_out = held_out_prompts(settings, store)
         _say(held_out, progress)
-        work = _Evaluation(settings, run / "evaluation", progress)
+        work = _Evaluation(settings, run / "evaluation", runs, progress)
         work.open(opened, "teacher", teacher)
         work.open(opened, "student", f"hf:{student}")
         if before is not None:
@@ -145,8 +147,10 @@ def _timed(part: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 class _Evaluation:
     """The models of one evaluation, by role, and where its parts are kept."""
 
-    def __init__(self, settings: EvaluateSettings, folder: Path, progress: Progress) -> None:
-        self.settings, self.folder, self.progress = settings, folder, progress
+    def __init__(
+        self, settings: EvaluateSettings, folder: Path, runs: Path, progress: Progress
+    ) -> None:
+        self.settings, self.folder, self.runs, self.progress = settings, folder, runs, progress
         self.models: dict[str, Model] = {}
         self.drawers: dict[str, Model] = {}
         self.drawing = ExitStack()
@@ -156,11 +160,13 @@ class _Evaluation:
 
     def open(self, opened: ExitStack, role: str, spec: str) -> None:
         """Open a model for a role; it is closed with `opened`."""
-        model = opened.enter_context(open_model(spec, need=_NEED, progress=self.progress))
+        model = opened.enter_context(
+            open_model(spec, need=_NEED, runs=self.runs, progress=self.progress)
+        )
         self.models[role] = model
         folder = getattr(model, "folder", None)
         self.marks[role] = weights_hash(folder) if folder is not None else f"spec:{spec}"
-        self.terms = check(spec) if role == "teacher" else self.terms
+        self.terms = check(spec, runs=self.runs) if role == "teacher" else self.terms
 
     def drawer(self, role: str) -> Model:
         """The model of a role to draw answers with, open until `drawing` is closed: in the fast
@@ -172,7 +178,13 @@ class _Evaluation:
             return model
         if role not in self.drawers:
             self.drawers[role] = self.drawing.enter_context(
-                open_model(model.spec, need=_NEED, precision="auto", progress=self.progress)
+                open_model(
+                    model.spec,
+                    need=_NEED,
+                    runs=self.runs,
+                    precision="auto",
+                    progress=self.progress,
+                )
             )
         return self.drawers[role]
 

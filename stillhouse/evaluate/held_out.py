@@ -18,6 +18,7 @@ from stillhouse.exchange import Exchange, Message, Request, Sampling, Terms
 from stillhouse.models.base import Failure, Model
 from stillhouse.progress import Progress
 from stillhouse.prompts import Prompt, read_prompts
+from stillhouse.stats import MIN_CLUSTERS
 from stillhouse.store import Store
 from stillhouse.text import NEAR, near_duplicates
 
@@ -78,7 +79,7 @@ def held_out_prompts(settings: EvaluateSettings, training: Path | None) -> HeldO
     Raises:
         ConfigError: no prompt files were named.
         DataError: a file cannot be read.
-        EvidenceError: training saw them all.
+        EvidenceError: training saw them all, or nearly so.
     """
     if not settings.prompts:
         raise ConfigError(
@@ -98,6 +99,11 @@ def held_out_prompts(settings: EvaluateSettings, training: Path | None) -> HeldO
             "held-out prompts", f"training saw all {len(prompts)} of them, or nearly so",
             "prompts that are not among the training prompts",
             "Point `evaluate.prompts` at other files",
+        )  # fmt: skip
+    if len(kept) < MIN_CLUSTERS:
+        raise EvidenceError(
+            "held-out prompts", f"{len(kept)} that training did not see, of {len(prompts)}",
+            f"at least {MIN_CLUSTERS}, or there is no interval", "Name more in `evaluate.prompts`",
         )  # fmt: skip
     wanted = min(settings.exchanges or len(kept), len(kept))
     spread = tuple(kept[i * len(kept) // wanted] for i in range(wanted))

@@ -60,6 +60,8 @@ def benchmark(
     with alone(work):
         _check_begun(settings, work)
         pending = [unit for unit in units if not result_path(work, unit).exists()]
+        if any(unit.name.endswith("baselines") for unit in pending):
+            import sklearn  # noqa: F401  # what is not installed is said now, not hours later
         progress.start("benchmark", len(units), "steps")
         done = len(units) - len(pending)
         for note in _worked(settings, pending, work):

@@ -25,7 +25,7 @@ from stillhouse.guard.hashing import Ints
 from stillhouse.guard.key import fingerprint
 from stillhouse.guard.keys import Frozen
 from stillhouse.guard.population import KINDS, Population
-from stillhouse.guard.settings import GuardSettings
+from stillhouse.guard.settings import SCORING, GuardSettings
 
 __all__ = ["Calibration", "conformal", "fewest_of_a_stratum", "strata"]
 
@@ -37,13 +37,6 @@ _FINEST, _STRATA = 10_000, 8
 """A p-value is no smaller than 1 over its stratum's accounts. Where there are enough, strata are
 joined until the rarest rate that is told, 1e-4, can be reached in each; never to fewer than eight
 equal ones."""
-_SCORING = (
-    "fewest_customers", "one_customer_accounts", "popular_share", "popular_customers", "linked",
-    "disjoint_share", "cohesion", "unshared", "one_place", "least_share", "per_customer",
-    "same_schedule", "even_load", "counted", "sharing", "families", "bin_hours", "most_tested",
-    "family_level", "permutations",
-)  # fmt: skip
-"""Settings on which scores depend."""
 _WINDOW = 0.25
 
 Floats = npt.NDArray[np.float64]
@@ -107,6 +100,11 @@ class Calibration:
             out[ours] = conformal(score[ours], benign)
         return out
 
+    @property
+    def least_p_values(self) -> list[float]:
+        """Least p-value that each joined stratum can give, ascending."""
+        return sorted((1 / (1.0 + np.diff(self.starts))).tolist())
+
     def least_p(self, population: Population) -> Floats:
         """(accounts,) least p-value that each account's stratum can give."""
         sizes = np.diff(self.starts)
@@ -136,7 +134,7 @@ class Calibration:
             ConfigError: settings that scores follow from are others.
             EvidenceError: its window is of another length.
         """
-        for name, value in settings.model_dump(mode="json", include=set(_SCORING)).items():
+        for name, value in settings.model_dump(mode="json", include=set(SCORING)).items():
             if self.settings.get(name) != value:
                 raise ConfigError(
                     f"calibration, setting '{name}'",

@@ -95,6 +95,11 @@ def guard_scan(
     frozen = None if calibration is None else Calibration.load(calibration)
     out.parent.mkdir(parents=True, exist_ok=True)
     # under a fresh secret a calibration would know nothing of the scan, so its own has to be there
+    if not logs and not (out / "catalogue.json").exists():
+        raise DataError(
+            str(out), "no logs given, and none were read into it before", "logs to scan",
+            "Name log files, stores or folders",
+        )  # fmt: skip
     secret = _key(key or (None if calibration is None else _beside(calibration)), out)
     if frozen is not None:
         frozen.check_key(secret)
@@ -167,7 +172,7 @@ def guard_calibrate(
     clock.end()
     return {
         "out": str(out), "accounts": made.accounts, "hours": made.hours,
-        "strongest_benign_cluster": made.strongest, "smallest_p_value": 1 / (made.accounts + 1),
+        "strongest_benign_cluster": made.strongest, "least_p_values": made.least_p_values,
         "read": _told(read), "seconds": {n: round(took, 2) for n, took in clock.took.items()},
     }  # fmt: skip
 

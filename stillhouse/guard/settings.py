@@ -12,12 +12,19 @@ from pydantic import Field
 
 from stillhouse.config import Count, Settings, Share
 
-__all__ = ["FAMILIES", "MAX_REJECTED", "GuardSettings"]
+__all__ = ["FAMILIES", "MAX_REJECTED", "SCORING", "GuardSettings"]
 
 MAX_REJECTED = 0.01
 """Share of lines that may be no events before logs are refused. Ours, by hand."""
 FAMILIES = ("content", "timing", "infrastructure", "onboarding", "succession")
 """Evidence families: each speaks for itself, and two of them must."""
+SCORING = (
+    "fewest_customers", "one_customer_accounts", "popular_share", "popular_customers", "linked",
+    "disjoint_share", "cohesion", "unshared", "one_place", "least_share", "per_customer",
+    "same_schedule", "even_load", "counted", "sharing", "families", "bin_hours", "most_tested",
+    "family_level", "permutations",
+)  # fmt: skip
+"""Settings on which scores depend: a scan has those of its calibration."""
 
 
 class GuardSettings(Settings):

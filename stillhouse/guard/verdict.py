@@ -149,7 +149,8 @@ def _excused(population: Population, settings: GuardSettings) -> npt.NDArray[np.
     except (ValueError, OverflowError):
         raise ConfigError(
             "allow_organisations", f"{', '.join(settings.allow_organisations)!r:.80}",
-            "keyed hashes of 16 hexadecimal digits", "Take them from the scan's report",
+            "keyed hashes of 16 hexadecimal digits",
+            "Give names to `guard_scan`, which hashes them",
         ) from None  # fmt: skip
     own = population.traffic.first_known("organisation")
     named = np.isin(population.traffic.names.astype(str), settings.allow_accounts)

@@ -68,6 +68,7 @@ def train(
     teacher: str,
     store: Path,
     out: Path,
+    runs: Path = Path("runs"),
     progress: Progress | None = None,
 ) -> TrainReport:
     """Train a student on a store's exchanges; continues where an earlier call was stopped.
@@ -78,6 +79,7 @@ def train(
         teacher: model spec of the teacher whose exchanges these are.
         store: folder of exchanges.
         out: the run's folder.
+        runs: where `run:NAME` is looked up.
         progress: told of stages, figures and decisions.
 
     Raises:
@@ -85,7 +87,7 @@ def train(
         DataError: exchanges, a checkpoint or a disk that training cannot work with.
     """
     progress = progress or Silent()
-    ready = prepare(settings, student, teacher, store, out, progress)
+    ready = prepare(settings, student, teacher, store, out, runs, progress)
     done = _finished(out, ready.fingerprint)
     if done is not None:
         progress.say("student: trained before")

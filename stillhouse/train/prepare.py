@@ -56,6 +56,7 @@ def prepare(
     teacher: str,
     store: Path,
     out: Path,
+    runs: Path,
     progress: Progress,
 ) -> Prepared:
     """Examples and first weights, read or made.
@@ -70,7 +71,7 @@ def prepare(
     check_kind(settings.targets, settings.target_source)
     dtype = matmul_dtype(settings.precision)
     progress.say(f"matrix products in {str(dtype).removeprefix('torch.')}")
-    with _reader(settings, student, teacher) as reader:
+    with _reader(settings, student, teacher, runs) as reader:
         examples, record = make_examples(
             _read(store),
             reader,
@@ -96,7 +97,7 @@ def prepare(
     return Prepared(training + rows, validation, record, identity, mark, initial, init, dtype, head)
 
 
-def _reader(settings: TrainSettings, student: StudentSettings, teacher: str) -> Any:
+def _reader(settings: TrainSettings, student: StudentSettings, teacher: str, runs: Path) -> Any:
     """The local model that tokenises: the teacher, or the student's own checkpoint where the
     teacher need not be at hand.
     """
@@ -105,7 +106,7 @@ def _reader(settings: TrainSettings, student: StudentSettings, teacher: str) -> 
     needed = settings.targets == "full" or settings.target_source == "teacher"
     own = student.init == "checkpoint" and not needed
     spec = f"hf:{student.checkpoint}" if own else teacher
-    return open_model(spec, need=Need(scoring=True, full_logits=True))
+    return open_model(spec, need=Need(scoring=True, full_logits=True), runs=runs)
 
 
 def _read(store: Path) -> list[Any]:

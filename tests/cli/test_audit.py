@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from stillhouse.cli.main import main
+from stillhouse.escrow import check_pair, check_published, commitment
+from stillhouse.exchange import from_dict
 from tests.audit.conftest import ask
 
 TWIN = ["audit", "twin", "--quiet"]
@@ -90,7 +92,12 @@ def test_a_single_pair_is_revealed_with_its_proof(asked: Path, bundle: Path, cap
     assert code == 0
     assert found["published"]["pairs"] == 30
     assert [pair["exchange"] for pair in found["pairs"]] == [name]
-    assert found["pairs"][0]["proof"]
+    shown, published = found["pairs"][0], found["published"]
+    nonce, served = bytes.fromhex(shown["nonce"]), from_dict(shown["served"])
+    mark = commitment(nonce, served.id, from_dict(shown["twin"]).id)
+    assert check_pair(nonce, served, from_dict(shown["twin"])) is None
+    assert check_published(shown, mark, published) is None
+    assert check_published(shown, mark, published | {"root": "00" * 32}) is not None
     assert run(capsys, "audit", "reveal", *stores, "x1:nobody")[0] == 2
 
 

@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import json
 import pickle
 import subprocess
@@ -26,7 +28,7 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Erro
         (["audit", "twin", "--pairs", "5000"], "stillhouse audit twin, --pairs",
          "'5000'. Expected less than or equal to 2000. See stillhouse audit twin --help"),
         (["collect", "r.yaml", "--exchanges", "5"], "stillhouse collect",
-         "options beside a recipe"),
+         "options beside the recipe r.yaml"),
         (["audit", "twin", "--samples", "5"], "stillhouse audit twin",
          "no option --samples. Expected what `stillhouse audit twin --help` shows. "
          "Did you mean --samples-per-prompt?"),
@@ -60,7 +62,7 @@ def test_wrong_usage_is_one_line_or_object_and_exits_with_2(
         assert streams.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", [verb for verb, *_ in entry._VERBS])
+@pytest.mark.parametrize("verb", [verb for verb, *_ in entry.VERBS])
 def test_every_command_shows_an_example_of_itself(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +71,13 @@ def test_every_command_shows_an_example_of_itself(
     assert f"Example: stillhouse {verb}" in shown
     assert "--empty-" not in shown
     assert "--no-" not in shown
+
+
+@pytest.mark.parametrize(("verb", "target", "line", "_example"), entry.VERBS)
+def test_help_says_what_the_function_says(verb: str, target: str, line: str, _example: str) -> None:
+    module, _, name = target.partition(":")
+    said = getattr(importlib.import_module(f"stillhouse.cli.{module}"), name).__doc__
+    assert inspect.cleandoc(said).partition("Parameters\n")[0].split() == line.split(), verb
 
 
 @pytest.mark.parametrize("verb", ["collect", "guard scan", "chat"])

@@ -4,10 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from stillhouse.exchange import Request, Sampling, message
 from stillhouse.models import weights
 from stillhouse.models.llamacpp import LlamaCppModel
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Tiny networks are slower on two threads, and far slower beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,6 @@ from stillhouse.models.local_layout import Layout
 from stillhouse.models.local_llama import PackedLlama, fits
 from stillhouse.models.local_network import Answered, Network
 from tests.train.conftest import write_tokenizer
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks are slower on two threads, and far slower beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 KINDS: dict[str, dict[str, Any]] = {
     "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2},

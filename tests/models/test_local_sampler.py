@@ -21,15 +21,6 @@ from tests.train.conftest import write_llama
 NO_ENDS: frozenset[int] = frozenset()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks are slower on two threads, and far slower beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> PackedLlama:
     return PackedLlama(write_llama(tmp_path_factory.mktemp("sampled"), layers=2, seed=3))
