@@ -95,11 +95,7 @@ def guard_scan(
     frozen = None if calibration is None else Calibration.load(calibration)
     out.parent.mkdir(parents=True, exist_ok=True)
     # under a fresh secret a calibration would know nothing of the scan, so its own has to be there
-    if not logs and not (out / "catalogue.json").exists():
-        raise DataError(
-            str(out), "no logs given, and none were read into it before", "logs to scan",
-            "Name log files, stores or folders",
-        )  # fmt: skip
+    _check_given(logs, out)
     secret = _key(key or (None if calibration is None else _beside(calibration)), out)
     if frozen is not None:
         frozen.check_key(secret)
@@ -178,6 +174,15 @@ def guard_calibrate(
 
 
 # ---- parts ----
+
+
+def _check_given(logs: Sequence[Path], out: Path) -> None:
+    """Nothing, where there is something to scan; before a folder and a secret are made for it."""
+    if not logs and not (out / "catalogue.json").exists():
+        raise DataError(
+            str(out), "no logs given, and none were read into it before", "logs to scan",
+            "Name log files, stores or folders",
+        )  # fmt: skip
 
 
 def _key(named: Path | None, beside: Path) -> bytes:

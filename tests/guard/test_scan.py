@@ -236,6 +236,7 @@ def test_who_is_excused_or_not_called_does_not_count_as_called(
     assert "1 account of them is not called" in text
 
 
+@pytest.mark.usefixtures("scanned")
 def test_a_calibration_is_used_with_its_own_secret(range_: Path, tmp_path: Path) -> None:
     logs = [range_ / "traffic" / "logs"]
     write_key(tmp_path / "other.key")
@@ -321,7 +322,7 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
         (["scan", "--out", "s", "--calibration", "none.cal"], 3, "none.cal"),
         (["scan", "--out", "s", "--familys", "content"], 2, "Did you mean --families?"),
         (["scan", "--out", "s", "--families", "contnt"], 2, "Did you mean 'content'?"),
-        (["scan", "--out", "s", "--key", "mistyped.key"], 3, "mistyped.key"),
+        (["scan", "x", "--out", "s", "--key", "mistyped.key"], 3, "mistyped.key"),
         (["calibrate", "--out", "c"], 2, "no logs"),
         (["calibrate", "x", "--out", "c", "--allow-accounts", "a"], 2, "--allow-accounts"),
         (["export", "nothing-here", "c-1", "--out", "s"], 3, "guard scan"),
