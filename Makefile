@@ -29,7 +29,8 @@ story: weights ## all three sides in one run: a campaign simulated, found, and i
 	$(BIN)/python examples/whole_story.py
 
 test: install weights ## the default test suite, in two processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'timed and not slow' -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not timed and not slow' -n 2
 
 test-slow: install weights ## the tests that take longer: kills, real weights
 	$(BIN)/pytest -m slow

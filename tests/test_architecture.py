@@ -156,11 +156,13 @@ def best_of(code: str, runs: int = 5) -> float:
     return min(float(run_python(code)) for _ in range(runs))
 
 
+@pytest.mark.timed
 def test_import_is_light() -> None:
     code = "import time; t = time.perf_counter(); import stillhouse; print(time.perf_counter() - t)"
     assert best_of(code) < 0.3
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "command",
     ["", "distill", "collect", "train", "evaluate", "chat", "models", "audit", "audit twin"],

@@ -218,6 +218,7 @@ def test_digests_that_share_their_first_half_are_told_apart() -> None:
     assert bytes([1] * 8 + [4] * 24) not in known
 
 
+@pytest.mark.timed
 def test_a_million_exchanges_open_in_under_a_second(folder: Path) -> None:
     made = [numbered(i) for i in range(1000)]
     with Store(folder) as store:

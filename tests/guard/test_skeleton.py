@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ def test_no_word_of_one_customer_alone_is_ever_shown(words: list[str]) -> None:
     assert not any(word in shown for word in words)
 
 
+@pytest.mark.timed
 def test_long_texts_of_blanks_take_no_time() -> None:
     texts = [(n, f"Please solve this: {n}" + " " * 1_000_000 + "\nbe brief") for n in range(20)]
     texts += [(n, "Please solve this: " + " " * 1_000_000) for n in range(20)]
