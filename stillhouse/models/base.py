@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import NoReturn, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from stillhouse.errors import CapabilityError, ModelError
 from stillhouse.exchange import Exchange, Logprobs, Request
 
-__all__ = ["Capabilities", "Failure", "Model", "Need", "Scored", "require"]
+__all__ = ["Capabilities", "Failure", "Model", "Need", "Scored", "refuse", "require"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,3 +164,13 @@ def require(model: Model, need: Need) -> None:
             f"what it can: {model.capabilities}",
             "Choose another model or engine, or ask for less",
         )
+
+
+def refuse(model: Model, need: Need) -> NoReturn:
+    """The error of `require`, for what a kind of model never does.
+
+    Raises:
+        CapabilityError: always.
+    """
+    require(model, need)
+    raise AssertionError("a capability was declared that this model does not have")

@@ -22,12 +22,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from time import time
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from stillhouse.errors import CapabilityError, ConfigError, ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Request
 from stillhouse.models.asking import Loop, ask_all
-from stillhouse.models.base import Capabilities, Failure, Need, Scored, require
+from stillhouse.models.base import Capabilities, Failure, Need, Scored, refuse, require
 from stillhouse.models.chat import (
     chat_messages,
     chat_tools,
@@ -113,15 +113,11 @@ class EndpointModel:
         self, exchanges: Sequence[Exchange], *, top_logprobs: int = 0
     ) -> Iterator[tuple[int, Logprobs]]:
         """Nothing: servers of this kind do not score given text."""
-        self._cannot(Need(scoring=True, top_logprobs=top_logprobs))
+        refuse(self, Need(scoring=True, top_logprobs=top_logprobs))
 
     def distributions(self, exchanges: Sequence[Exchange]) -> Iterator[Scored]:
         """Nothing: servers of this kind do not give full logits."""
-        self._cannot(Need(full_logits=True))
-
-    def _cannot(self, need: Need) -> NoReturn:
-        require(self, need)
-        raise AssertionError("a capability was declared that this model does not have")
+        refuse(self, Need(full_logits=True))
 
     def close(self) -> None:
         """Close the connections."""

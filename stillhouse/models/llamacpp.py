@@ -22,12 +22,12 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from stillhouse.errors import CapabilityError, ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Request, Response, Sampling
 from stillhouse.models.asking import Loop, ask_all, explicit
-from stillhouse.models.base import Capabilities, Failure, Need, Scored, require
+from stillhouse.models.base import Capabilities, Failure, Need, Scored, refuse, require
 from stillhouse.models.chat import chat_messages, chat_tools, to_exchange
 from stillhouse.models.gguf_file import vocabulary
 from stillhouse.models.llamarows import answer_columns
@@ -101,15 +101,11 @@ class LlamaCppModel:
         self, exchanges: Sequence[Exchange], *, top_logprobs: int = 0
     ) -> Iterator[tuple[int, Logprobs]]:
         """Nothing: llama.cpp's server gives no log-probabilities of given text."""
-        self._cannot(Need(scoring=True, top_logprobs=top_logprobs))
+        refuse(self, Need(scoring=True, top_logprobs=top_logprobs))
 
     def distributions(self, exchanges: Sequence[Exchange]) -> Iterator[Scored]:
         """Nothing: llama.cpp's server gives no full logits."""
-        self._cannot(Need(full_logits=True))
-
-    def _cannot(self, need: Need) -> NoReturn:
-        require(self, need)
-        raise AssertionError("a capability was declared that this model does not have")
+        refuse(self, Need(full_logits=True))
 
     def start(self) -> None:
         """Start the server now, so that its time does not count with the first answer."""
