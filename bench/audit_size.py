@@ -72,8 +72,9 @@ def request(asked: tuple[Message, ...], seed: int, index: int, tokens: int) -> R
 def make_student(options: argparse.Namespace, asked: list[tuple[Message, ...]]) -> str:
     """A student of other answers to the same prompts: `run:` spec of a trained and of a cut one."""
     from stillhouse.cli.pipeline import run_stages
-    from stillhouse.config import Recipe, make
+    from stillhouse.config import Recipe
     from stillhouse.progress import Silent
+    from stillhouse.settings import make
 
     runs = options.work / "runs"
     file = options.work / "prompts.jsonl"

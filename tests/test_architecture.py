@@ -19,7 +19,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 # one another.
 HALL = [
     {"errors", "memory"},
-    {"record", "merkle", "files", "log_files", "log_records", "progress"},
+    {"record", "merkle", "files", "log_files", "log_records", "progress", "settings"},
     {"exchange", "naming", "text", "stats", "charts", "exact", "log_formats", "pages"},
     {"journal", "parquet"},
     {"store", "formats", "terms", "config", "report", "watermark", "messages", "log_exchanges"},

@@ -6,18 +6,11 @@ import yaml
 
 from stillhouse.audit.settings import TwinSettings, WatermarkSettings
 from stillhouse.cli.run_yaml import changed_keys, write_run
-from stillhouse.config import (
-    CollectSettings,
-    Recipe,
-    Settings,
-    StudentSettings,
-    fingerprint,
-    load_recipe,
-    make,
-)
+from stillhouse.config import CollectSettings, Recipe, StudentSettings, fingerprint, load_recipe
 from stillhouse.errors import ConfigError, nearest
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
 from stillhouse.guard.settings import GuardSettings
+from stillhouse.settings import Settings, make
 
 MINIMAL = "name: tiny\nteacher: scripted:bigram\n"
 

@@ -15,9 +15,10 @@ import pytest
 
 from stillhouse.audit.settings import IdentitySettings, TwinSettings, WatermarkSettings
 from stillhouse.cli.main import VERBS
-from stillhouse.config import Recipe, Settings
+from stillhouse.config import Recipe
 from stillhouse.guard.settings import SCORING, GuardSettings
 from stillhouse.guard.simulate_settings import CampaignSettings, SimulateSettings
+from stillhouse.settings import Settings
 from tests.exchange_page import PAGE, fresh_page
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from stillhouse.audit.settings import TwinSettings
-from stillhouse.config import make
 from stillhouse.errors import ConfigError, EvidenceError
 from stillhouse.exact import (
     MOST_PAIRS,
@@ -24,6 +23,7 @@ from stillhouse.exact import (
     share_bound,
     signed_rank,
 )
+from stillhouse.settings import make
 
 values = st.lists(st.integers(-6, 6).filter(bool), min_size=1, max_size=9)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillhouse.config import Count, Settings, Share
+from stillhouse.settings import Count, Settings, Share
 
 __all__ = ["FEWEST_SCORED", "IdentitySettings", "TwinSettings", "WatermarkSettings"]
 

@@ -199,7 +199,7 @@ def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
     """What is wrong with a command line, in the four parts of our errors."""
     from pydantic import ValidationError
 
-    from stillhouse.config import expected_by
+    from stillhouse.settings import expected_by
 
     command = " ".join(("stillhouse", *(error.command_chain or ())))
     look = f"See {command} --help"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stillhouse.config import InputPath, Settings
+from stillhouse.settings import InputPath, Settings
 
 __all__ = ["DEVELOPMENT_SEEDS", "FINAL_SEEDS", "BenchmarkSettings", "Sizes"]
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from stillhouse.config import Settings, make, read_yaml
 from stillhouse.errors import ConfigError, nearest
 from stillhouse.log_records import (
     LogRecord,
@@ -24,6 +23,7 @@ from stillhouse.log_records import (
     parsed_text,
     time_of,
 )
+from stillhouse.settings import Settings, make, read_yaml
 
 __all__ = ["FIELDS", "MappingSettings", "load_mapping", "mapped"]
 

@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 
 from stillhouse import log_files
-from stillhouse.config import make
 from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange
 from stillhouse.guard.catalogue import Catalogue, Log, is_still
@@ -21,6 +20,7 @@ from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.sources import Piece, read
 from stillhouse.log_exchanges import exchange_of
 from stillhouse.log_records import BadLine, LogRecord
+from stillhouse.settings import make
 
 __all__ = ["read_back", "records_at"]
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from stillhouse.config import Count, Settings, Share
+from stillhouse.settings import Count, Settings, Share
 
 __all__ = ["FAMILIES", "MAX_REJECTED", "SCORING", "GuardSettings"]
 

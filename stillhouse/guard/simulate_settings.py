@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillhouse.config import Count, InputPath, Settings, Share, make, read_yaml
 from stillhouse.errors import ConfigError
+from stillhouse.settings import Count, InputPath, Settings, Share, make, read_yaml
 
 __all__ = [
     "BenignSettings",

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stillhouse.config import make
 from stillhouse.errors import ConfigError, DataError, StoreError
 from stillhouse.exchange import Exchange, Response, Sampling, message
 from stillhouse.guard.simulate import planned, simulate
 from stillhouse.guard.simulate_accounts import KINDS
 from stillhouse.guard.simulate_settings import SimulateSettings, read_spec
+from stillhouse.settings import make
 from stillhouse.store import Store
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "guard"

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillhouse.config import make
 from stillhouse.errors import DataError
 from stillhouse.guard.simulate_accounts import KINDS, LANGUAGES, Accounts, benign_accounts
 from stillhouse.guard.simulate_campaign import SMALLEST_BYTES
@@ -19,6 +18,7 @@ from stillhouse.guard.simulate_settings import CampaignSettings, SimulateSetting
 from stillhouse.guard.simulate_text import BenignText, Turn
 from stillhouse.guard.simulate_words import Writer, mix
 from stillhouse.guard.simulate_wrappers import CampaignText
+from stillhouse.settings import make
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "prompts"
 CAPABILITIES = (
