@@ -140,11 +140,19 @@ def calibrate(
         settings, logs=logs, out=out, key=key, mapping=_mapping(mapping),
         max_rejected=max_rejected, progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
-    least = made["least_p_values"]
+    least, strongest = made["least_p_values"], made["strongest_benign_cluster"]
     lines = [
         f"{made['accounts']:,} accounts over {made['hours'] / 24:.1f} days in {out}",
         f"No p-value of an account will be below {least[0]:.2g}"
         + (f", or {least[-1]:.2g} where its like are few." if len(least) > 1 else "."),
+        *(
+            [
+                f"One benign cluster has p = {10.0**-strongest:.2g}: a scan calls only what is "
+                "stronger. More benign traffic, or another --key, may be without it."
+            ]
+            if strongest
+            else []
+        ),
         f"Scan with: stillhouse guard scan LOG... --out DIR --calibration {out}",
     ]
     emit(made, lines, as_json=common.json)
