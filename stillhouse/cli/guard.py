@@ -145,16 +145,13 @@ def calibrate(
         f"{made['accounts']:,} accounts over {made['hours'] / 24:.1f} days in {out}",
         f"No p-value of an account will be below {least[0]:.2g}"
         + (f", or {least[-1]:.2g} where its like are few." if len(least) > 1 else "."),
-        *(
-            [
-                f"One benign cluster has p = {10.0**-strongest:.2g}: a scan calls only what is "
-                "stronger. More benign traffic, or another --key, may be without it."
-            ]
-            if strongest
-            else []
-        ),
         f"Scan with: stillhouse guard scan LOG... --out DIR --calibration {out}",
     ]
+    if strongest:
+        lines.insert(
+            2, f"One benign cluster has p = {10.0**-strongest:.2g}: a scan calls only what is "
+            "stronger. More benign traffic, or another --key, may be without it.",
+        )  # fmt: skip
     emit(made, lines, as_json=common.json)
 
 
