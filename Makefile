@@ -28,7 +28,7 @@ distill: weights ## the main job: a student from a teacher, in about 12 minutes 
 story: weights ## all three sides in one run: a campaign simulated, found, and its student recognised
 	$(BIN)/python examples/whole_story.py
 
-test: install weights ## the default test suite, in two processes of one thread each
+test: install weights ## the default test suite: times first and alone, then the rest in two processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'timed and not slow' -q
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not timed and not slow' -n 2
 

@@ -197,7 +197,7 @@ class Kitchen:
                 TrainSettings(targets="hard"),
                 StudentSettings(layers=self.layers, choose=self.sizes.choose, teach_identity=False,
                                 **self._healed()),  # type: ignore[arg-type]
-                self.teacher, self.answers("others"), out, self.progress,
+                self.teacher, self.answers("others"), out, self.work / "runs", self.progress,
             )  # fmt: skip
         return out / "initial"
 
@@ -315,8 +315,9 @@ def low_rank(recipe: Recipe, rank: int, progress: Progress) -> dict[str, Any]:
     """The report of the recipe's training with low-rank changes only."""
     assert recipe.exchanges is not None
     ready = prepare(
-        recipe.train, recipe.student, recipe.teacher, recipe.exchanges, recipe.folder, progress
-    )
+        recipe.train, recipe.student, recipe.teacher, recipe.exchanges, recipe.folder, recipe.runs,
+        progress,
+    )  # fmt: skip
     ready.fingerprint = fingerprint(ready.fingerprint, rank)
     done = _finished(recipe.folder, ready.fingerprint)
     if done is None:

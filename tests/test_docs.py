@@ -144,8 +144,8 @@ def guard_page() -> str:
             "Made from `stillhouse/guard/settings.py` by `make docs`. Each is an option:",
             "`stillhouse guard scan LOG... --out DIR --account-level 0.0001`. A scan with a",
             f"calibration has to have the calibration's values of {', '.join(SCORING)}.",
-            "`calibrate` takes these, `days`, `stratum_accounts` and `seed`. Where each comes",
-            "from: [guard-detector.md](guard-detector.md).",
+            "`calibrate` takes these, `false_discovery_rate`, `days`, `stratum_accounts` and",
+            "`seed`. Where each comes from: [guard-detector.md](guard-detector.md).",
         ],
         GUARD,
     )  # fmt: skip

@@ -21,7 +21,7 @@ def collect(
     *overrides: str,
     teacher: str | None = None,
     out: Path | None = None,
-    runs: Path = Path("runs"),
+    runs: Path | None = None,
     settings: Annotated[CollectSettings, Parameter(name="*")] = _DEFAULTS,
     dry_run: bool = False,
     common: Common = Common(),  # noqa: B008  (frozen)
@@ -42,14 +42,14 @@ def collect(
     out
         The store of exchanges, a folder; made where there is none.
     runs
-        Where runs are kept, for a teacher run:NAME.
+        Where runs are kept, for a teacher run:NAME. Default: runs.
     dry_run
         Say what would be asked, under which terms, and ask nothing.
     """
     if recipe is not None:
         from stillhouse.config import load_recipe
 
-        if teacher is not None or out is not None or settings != CollectSettings():
+        if (teacher, out, runs) != (None, None, None) or settings != CollectSettings():
             raise ConfigError(
                 "stillhouse collect", f"options beside the recipe {recipe}",
                 "options, or a recipe with settings as key=value",
@@ -65,6 +65,7 @@ def collect(
     )  # fmt: skip
     assert teacher is not None
     assert out is not None
+    runs = runs or Path("runs")
     from stillhouse.collect import run
 
     progress = make_progress(quiet=common.quiet)

@@ -127,7 +127,7 @@ def calibrate(
         )  # fmt: skip
     ignored = [
         "--" + name.replace("_", "-") for name in GuardSettings.model_fields
-        if name not in (*SCORING, "days", "stratum_accounts", "seed")
+        if name not in (*SCORING, "false_discovery_rate", "days", "stratum_accounts", "seed")
         and getattr(settings, name) != getattr(_DEFAULTS, name)
     ]  # fmt: skip
     if ignored:

@@ -232,7 +232,7 @@ def _of_usage(error: cyclopts.CycloptsError) -> ConfigError:
         many = " ".join(error.unused_tokens or ())
         return ConfigError(
             command, f"'{many}' beside its arguments", "no more of them",
-            f"An option takes one value: repeat it for each. {look}",
+            f"If it was meant for an option, repeat the option for each value. {look}",
         )  # fmt: skip
     found, _, hint = " ".join(str(error).split()).partition(". ")
     meant = hint.partition("?")[0] + "?" if hint.startswith("Did you mean") else look

@@ -93,9 +93,9 @@ def guard_scan(
     check_families(settings)  # before logs are read for it
     clock = _Clock(progress)
     frozen = None if calibration is None else Calibration.load(calibration)
+    _check_given(logs, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     # under a fresh secret a calibration would know nothing of the scan, so its own has to be there
-    _check_given(logs, out)
     secret = _key(key or (None if calibration is None else _beside(calibration)), out)
     if frozen is not None:
         frozen.check_key(secret)

@@ -27,6 +27,8 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if name.endswith("Erro
          "'x'. Expected a number"),
         (["audit", "twin", "--pairs", "5000"], "stillhouse audit twin, --pairs",
          "'5000'. Expected less than or equal to 2000. See stillhouse audit twin --help"),
+        (["collect", "r.yaml", "--runs", "x"], "stillhouse collect",
+         "options beside the recipe r.yaml"),
         (["collect", "r.yaml", "--exchanges", "5"], "stillhouse collect",
          "options beside the recipe r.yaml"),
         (["audit", "twin", "--samples", "5"], "stillhouse audit twin",

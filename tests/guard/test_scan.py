@@ -318,7 +318,7 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
     ("arguments", "code", "says"),
     [
         (["scan", "nothing-here", "--out", "s"], 3, "nothing-here"),
-        (["scan", "--out", "empty"], 3, "no logs given, and none were read into it"),
+        (["scan", "--out", "new/empty"], 3, "no logs given, and none were read into it"),
         (["scan", "--out", "s", "--calibration", "none.cal"], 3, "none.cal"),
         (["scan", "--out", "s", "--familys", "content"], 2, "Did you mean --families?"),
         (["scan", "--out", "s", "--families", "contnt"], 2, "Did you mean 'content'?"),
@@ -337,3 +337,4 @@ def test_wrong_input_is_named(
     assert found == code, err
     assert says in err
     assert "Traceback" not in err
+    assert not (tmp_path / "new").exists()
