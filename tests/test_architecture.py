@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.no_torch import NO_TORCH
+
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE = ROOT / "stillhouse"
 FILES = sorted(HOUSE.rglob("*.py"))
@@ -183,12 +185,7 @@ def test_help_takes_under_half_a_second(command: str) -> None:
 
 def test_hall_store_and_collecting_work_without_torch() -> None:
     code = (
-        "import sys\n"
-        "class Refuse:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers'):\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Refuse())\n"
+        f"{NO_TORCH}"
         "import stillhouse.store, stillhouse.terms, stillhouse.config, stillhouse.report\n"
         "import stillhouse.collect.run, stillhouse.models, stillhouse.cli.main\n"
         "import stillhouse.audit.functions, stillhouse.audit.twin_audit, stillhouse.audit.page\n"

@@ -27,6 +27,7 @@ from stillhouse.watermark import Watermark
 from tests.audit.identity_lines import always, lines_of, plan_with
 from tests.audit.test_twin import PLAN, answer, leaning, raw
 from tests.html_page import Page, claims_no_more_than_it_can, needs_nothing_but_itself
+from tests.no_torch import NO_TORCH
 
 EVIDENCE = {
     "twin": twin.evidence, "watermark": radioactivity.evidence, "identity": identity.evidence,
@@ -540,12 +541,8 @@ def test_the_page_is_written_without_torch(tmp_path):
     plan, lines, reveal, before = watermark_case()
     sealed(tmp_path, plan, lines, reveal, before)
     code = (
-        "import sys, json\n"
-        "class Refuse:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers'):\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Refuse())\n"
+        f"{NO_TORCH}"
+        "import json\n"
         "from pathlib import Path\n"
         "from stillhouse.audit.page import write_page\n"
         f"folder = Path({str(tmp_path)!r})\n"

@@ -33,6 +33,7 @@ from stillhouse.models.base import Failure
 from stillhouse.models.local import LocalModel
 from stillhouse.models.scripted import TOKENIZER, ScriptedModel, encode
 from stillhouse.watermark import Watermark
+from tests.no_torch import NO_TORCH
 from tests.train.conftest import write_llama
 
 KEY = bytes(range(32))
@@ -87,12 +88,7 @@ def test_an_innocent_is_asked_and_the_bundle_verifies(tmp_path: Path) -> None:
 def test_verification_needs_no_torch(tmp_path: Path) -> None:
     audit(tmp_path)
     code = (
-        "import sys\n"
-        "class Refuse:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers'):\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Refuse())\n"
+        f"{NO_TORCH}"
         "from pathlib import Path\n"
         "from stillhouse.audit.radioactivity import evidence\n"
         "from stillhouse.audit.verify import verify\n"
