@@ -47,15 +47,10 @@ def collect(
         Say what would be asked, under which terms, and ask nothing.
     """
     if recipe is not None:
+        if (teacher, out, runs) != (None, None, None) or settings != CollectSettings():
+            raise _both_given(recipe)
         from stillhouse.config import load_recipe
 
-        if (teacher, out, runs) != (None, None, None) or settings != CollectSettings():
-            raise ConfigError(
-                "stillhouse collect", f"options beside the recipe {recipe}",
-                "options, or a recipe with settings as key=value",
-                "Repeat an option for each of its values (--prompts A --prompts B), or write "
-                "settings: collect RECIPE.yaml teacher=SPEC collect.exchanges=5",
-            )  # fmt: skip
         loaded = load_recipe(recipe, overrides)
         teacher, settings, runs = loaded.teacher, loaded.collect, loaded.runs
         out = loaded.exchanges or loaded.folder / "exchanges"
@@ -77,3 +72,12 @@ def collect(
         settings, teacher=teacher, store=out, runs=runs, progress=progress
     ).to_dict()
     emit(report, plainly(report), as_json=common.json)
+
+
+def _both_given(recipe: Path) -> ConfigError:
+    return ConfigError(
+        "stillhouse collect", f"options beside the recipe {recipe}",
+        "options, or a recipe with settings as key=value",
+        "Repeat an option for each of its values (--prompts A --prompts B), or write "
+        "settings: collect RECIPE.yaml teacher=SPEC collect.exchanges=5",
+    )  # fmt: skip
