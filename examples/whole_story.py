@@ -52,9 +52,9 @@ CAMPAIGN = {
 }  # fmt: skip
 BENIGN = 2500  # of which some API customers stay silent
 # What llama.cpp's server does when nothing is said; short answers, so that a viewer stays.
-ASKED = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "max_tokens": 64,
+ASKED = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "max_tokens": 48,
          "engine": "local", "top_logprobs": 0}  # fmt: skip
-STUDENT = {"layers": 15, "measure_tokens": 8000, "teach_identity": False}  # half of the teacher
+STUDENT = {"layers": 12, "measure_tokens": 8000, "teach_identity": False}
 TRAIN = {"targets": "hard", "learning_rate": 2.0e-4, "epochs": 2, "batch_tokens": 1000,
          "validation_exchanges": 0, "checkpoint_seconds": 60}  # fmt: skip
 
