@@ -12,7 +12,8 @@ the hardest innocent there is. Audit tests both against what guard exported, and
 anybody can verify.
 
 OUT/report.html tells it on one page; OUT/story.json holds the figures. Stop it at any time and run
-the same command again: it goes on. Nobody is contacted; nothing leaves this machine.
+the same command again: it goes on. Nobody is contacted; nothing leaves this machine. Traffic,
+answers and training follow from the seed; guard's secret and the escrow's coins are drawn anew.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ import pyarrow.parquet as pq
 import yaml
 
 import stillhouse
+from stillhouse.audit import words
 from stillhouse.audit.functions import FUNCTIONS
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.cli.pipeline import run_stages
 from stillhouse.cli.terminal import duration, make_progress
 from stillhouse.config import CollectSettings, load_recipe
-from stillhouse.errors import StillhouseError
-from stillhouse.files import write_whole
+from stillhouse.errors import ConfigError, EvidenceError, StillhouseError
+from stillhouse.files import alone, write_whole
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.simulate_settings import SimulateSettings
 from stillhouse.memory import give_back_memory
 from stillhouse.pages import page_template, stylesheet
 from stillhouse.progress import Progress
+from stillhouse.stats import clopper_pearson
 from stillhouse.store import Store
 
 TEACHER = "smollm2-135m"
@@ -72,10 +75,10 @@ class Story:
         """Go on with a story, or begin one.
 
         Raises:
-            SystemExit: the folder holds a story told with other settings, another seed say.
+            ConfigError: the folder holds something else, or a story told with other settings,
+                another seed say.
         """
         self.folder, self.seed, self.progress = folder, seed, progress
-        folder.mkdir(parents=True, exist_ok=True)
         self._record = folder / "stages.json"
         told = {"seed": seed, "campaign": CAMPAIGN, "benign": BENIGN, "teacher": TEACHER,
                 "asked": ASKED, "student": STUDENT, "train": TRAIN,
@@ -83,8 +86,13 @@ class Story:
         self.stages: dict[str, Any] = {"told_with": told}
         if self._record.exists():
             self.stages = json.loads(self._record.read_text("utf-8"))
-        if self.stages["told_with"] != told:
-            sys.exit(f"{folder} holds a story told with other settings: name another --out")
+            if self.stages["told_with"] != told:
+                raise _unfit(folder, "a story told with other settings", "name another --out")
+        elif folder.is_dir() and any(p.name not in _OWN_FIRST for p in folder.iterdir()):
+            raise _unfit(folder, "files that are no story", "name another --out: parts are deleted")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._record, json.dumps(self.stages, indent=1) + "\n")
 
     def stage(self, name: str, line: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a stage, done once."""
@@ -96,7 +104,7 @@ class Story:
             spent = self.stages.setdefault("spent", {})
             try:
                 result = work()
-            finally:  # a stage that is interrupted has still taken its time
+            finally:  # a stage that is interrupted has still taken its time, unless it was killed
                 spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
                 if result is not None:
                     self.stages[name] = result
@@ -107,6 +115,17 @@ class Story:
     def tell(self, line: str) -> None:
         """What came of a stage, in a sentence."""
         self.progress.say(f"  -> {line}")
+
+
+_OWN_FIRST = {"lock", ".stages.json.new"}
+"""What a story's folder can hold before it is known as one."""
+
+
+def _unfit(folder: Path, found: str, todo: str) -> ConfigError:
+    return ConfigError(
+        f"--out {folder}", found, "a new folder, or a story of this seed to go on with",
+        todo[0].upper() + todo[1:],
+    )  # fmt: skip
 
 
 # ---- the chapters ----
@@ -265,10 +284,11 @@ def _exported(story: Story) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     left_out: dict[str, int] = {}
     if not story.stages["found"]["campaigns"]:
-        sys.exit(
-            f"guard called no campaign in this week: read {story.folder / 'scan' / 'report.html'}; "
-            "there is nothing to audit. Another --seed tells another week."
-        )
+        raise EvidenceError(
+            f"the week of seed {story.seed}", "no campaign that guard called",
+            "one, whose exchanges are audited",
+            f"Read {story.folder / 'scan' / 'report.html'}; another --seed tells another week",
+        )  # fmt: skip
     for campaign in story.stages["found"]["campaigns"]:
         _, left_out[campaign["id"]] = stillhouse.guard_export(
             story.folder / "scan", campaign["id"], out=out, served=story.folder / "served",
@@ -282,7 +302,8 @@ def _student(story: Story, name: str, line: str) -> None:
     store = {"suspect": "served", "control": "others"}[name]
     recipe = {
         "name": name, "teacher": TEACHER, "runs": str(story.folder / "students"),
-        "exchanges": str(story.folder / store), "train": TRAIN, "evaluate": EVALUATE,
+        "exchanges": str(story.folder / store), "train": TRAIN | {"seed": story.seed},
+        "evaluate": EVALUATE,
         "student": STUDENT | {"name": name.capitalize()},
     }  # fmt: skip
 
@@ -319,6 +340,7 @@ def _audited(story: Story) -> dict[str, Any]:
             "p_value": one["p_value"], "n": one["n"], "verdict": one["verdict"],
             "share": one["effect"]["value"], "low": one["effect"]["low"],
             "high": one["effect"]["high"], "at_most": one["secondary"]["share_upper_bound"],
+            "level": one["secondary"]["level"],
             "says": one["says"], "cannot": one["cannot"], "excluded": one["excluded"],
             "bundle": f"bundle/{number}", "root": checked.root, "verified": checked.ok,
         }  # fmt: skip
@@ -335,33 +357,62 @@ def tell(story: Story) -> dict[str, Any]:
     figures = {
         "seed": story.seed,
         "guard": {"recall": scan["members_called"] / scan["members"],
-                  "false_accounts": scan["false_accounts"], **scan},
+                  "false_accounts": scan["false_accounts"], **scan,
+                  "recall_estimate": _share(scan["members_called"], scan["members"]),
+                  "false_share_estimate": _share(scan["false_accounts"], scan["benign"])},
         "distill": {name: stages[name] for name in ("suspect", "control")}
         | {"epochs": TRAIN["epochs"]},
         "audit": {name: audit[name] for name in ("suspect", "control")},
-        "exchanges": {name: stages[name]["exchanges"] for name in ("served", "exported", "others")},
+        "exchanges": {name: stages[name]["exchanges"] for name in ("served", "exported", "others")}
+        | {"left_out": stages["exported"]["left_out"]},
         "seconds": round(sum(stages["spent"].values()), 1),
         "seconds_by_stage": {c.__name__: stages["spent"][c.__name__] for c in CHAPTERS},
         "stillhouse": stillhouse.__version__,
     }  # fmt: skip
+    figures["goals"] = _goals(figures)
     write_whole(story.folder / "story.json", json.dumps(figures, indent=1) + "\n")
     source = Path(__file__).with_name("whole_story.html.jinja").read_text("utf-8")
-    page = page_template(source).render(css=stylesheet(), s=figures, week=stages["logged"])
+    page = page_template(source, strict=True).render(
+        css=stylesheet(), s=figures, week=stages["logged"]
+    )
     write_whole(story.folder / "report.html", page)
     return figures
+
+
+def _share(hits: int, of: int) -> dict[str, Any]:
+    return clopper_pearson(hits, of, unit="accounts").to_dict()
+
+
+def _goals(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the story is to show, and whether this run shows it."""
+    guard, audit = figures["guard"], figures["audit"]
+    suspect = audit["suspect"]["p_value"]
+    return [
+        {"what": "accounts of the campaign called", "goal": "at least 95 %",
+         "met": guard["recall"] >= 0.95},
+        {"what": "other accounts called", "goal": "none", "met": guard["false_accounts"] == 0},
+        {"what": "p of the suspect", "goal": "below 1e-9",
+         "met": suspect is not None and suspect < 1e-9},
+        {"what": "verdict on the control", "goal": "no evidence",
+         "met": audit["control"]["verdict"] != words.EVIDENCE},
+        {"what": "time on two cores", "goal": "at most 20 minutes",
+         "met": figures["seconds"] <= 1200},
+    ]  # fmt: skip
 
 
 def main() -> None:
     """Tell the story from where it stands."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/story"))
-    parser.add_argument("--seed", type=int, default=7, help="everything random follows from it")
+    parser.add_argument("--seed", type=int, default=7, help="traffic, answers and training follow")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     options = parser.parse_args()
-    story = Story(options.out.resolve(), options.seed, make_progress(quiet=options.quiet))
+    folder = options.out.resolve()
     try:
-        for chapter in CHAPTERS:
-            chapter(story)
+        story = Story(folder, options.seed, make_progress(quiet=options.quiet))
+        with alone(folder):
+            for chapter in CHAPTERS:
+                chapter(story)
     except StillhouseError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)
@@ -371,11 +422,13 @@ def main() -> None:
         )
         sys.exit(130)
     figures = tell(story)
+    missed = [f"{goal['what']}: {goal['goal']}" for goal in figures["goals"] if not goal["met"]]
     print(
         f"\nguard: recall {figures['guard']['recall']:.3f}, {figures['guard']['false_accounts']} "
         f"false accounts\naudit: suspect p = {_chance(figures['audit']['suspect']['p_value'])}, "
         f"control p = {_chance(figures['audit']['control']['p_value'])} (share at most "
         f"{figures['audit']['control']['at_most']:.3f})\n"
+        f"goals: {'missed: ' + '; '.join(missed) if missed else 'all met'}\n"
         f"{duration(figures['seconds'])}; read {options.out / 'report.html'}"
     )
 

@@ -18,10 +18,17 @@ from stillhouse.progress import duration
 __all__ = ["figure", "markup", "page_template", "signed", "stylesheet", "visible"]
 
 
-def page_template(source: str) -> jinja2.Template:
-    """A template that escapes all it is given and writes figures as every page does."""
+def page_template(source: str, *, strict: bool = False) -> jinja2.Template:
+    """A template that escapes all it is given and writes figures as every page does.
+
+    Args:
+        source: Jinja.
+        strict: whether a name that is not given is an error. Pages with parts that not every run
+            has leave it out.
+    """
+    undefined = jinja2.StrictUndefined if strict else jinja2.ChainableUndefined
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "figure": figure, "signed": signed, "count": _count, "millions": _millions,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from stillhouse.errors import ConfigError
 from stillhouse.progress import Silent
 from tests.html_page import claims_no_more_than_it_can, needs_nothing_but_itself
 
@@ -29,8 +30,8 @@ def example() -> ModuleType:
 def audited(p_value: float | None, verdict: str, number: int) -> dict[str, Any]:
     return {
         "p_value": p_value, "n": 180, "verdict": verdict, "share": 0.5, "low": 0.4, "high": 0.6,
-        "at_most": 0.57, "says": [], "cannot": [], "excluded": {}, "root": "r", "verified": True,
-        "bundle": f"bundle/{number}",
+        "at_most": 0.57, "level": 0.005, "says": [], "cannot": [], "excluded": {}, "root": "r",
+        "verified": True, "bundle": f"bundle/{number}",
     }  # fmt: skip
 
 
@@ -46,7 +47,9 @@ def told(example: ModuleType, folder: Path, called: int, false: int, *audits: An
         "found": {"members": 30, "members_called": called, "benign": 2400,
                   "false_accounts": false, "campaigns": [campaign]},
         "audited": dict(zip(("suspect", "control"), audits, strict=True)),
-        **{name: {"exchanges": 200} for name in ("served", "exported", "others")},
+        **{name: {"exchanges": 200} for name in ("served", "others")},
+        "exported": {"exchanges": 197,
+                     "left_out": {"c-1": {"why": 2}, "c-2": {"why": 1}, "c-3": {}}},
     }  # fmt: skip
     example.tell(story)
     page = " ".join((folder / "report.html").read_text("utf-8").split())
@@ -61,6 +64,13 @@ def test_the_page_tells_a_story_that_went_wrong(example: ModuleType, tmp_path: P
     assert figures["guard"]["false_accounts"] == 12
     assert figures["audit"]["suspect"]["p_value"] is None
     assert figures["seconds"] == 2.0 * len(example.CHAPTERS)
+    met = {goal["what"]: goal["met"] for goal in figures["goals"]}
+    assert met == {
+        "accounts of the campaign called": False, "other accounts called": False,
+        "p of the suspect": False, "verdict on the control": False, "time on two cores": True,
+    }  # fmt: skip
+    assert figures["guard"]["recall_estimate"]["n"] == 30
+    assert "never by an answer; 3 left out" in page
     assert "<b>3 of the 30</b> for review, and 12 of the others" in page
     assert "<b>refused</b>, refused" in page
     assert "evidence, p = 1.0 × 10" in page
@@ -78,8 +88,15 @@ def test_another_seed_is_not_mixed_in(example: ModuleType, tmp_path: Path) -> No
     told(example, tmp_path, 30, 0, suspect, control)
     story = example.Story(tmp_path, 7, Silent())
     story.stage("found", "never shown", lambda: {"members": 1})  # kept for the next time
-    with pytest.raises(SystemExit, match="other settings"):
+    with pytest.raises(ConfigError, match="other settings"):
         example.Story(tmp_path, 8, Silent())
+
+
+def test_a_folder_of_other_things_is_left_alone(example: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "week").mkdir()
+    with pytest.raises(ConfigError, match="no story"):
+        example.Story(tmp_path, 7, Silent())
+    assert [path.name for path in tmp_path.iterdir()] == ["week"]
 
 
 def test_a_stage_that_is_stopped_has_taken_its_time(example: ModuleType, tmp_path: Path) -> None:
