@@ -1,7 +1,8 @@
-"""The terms gate: whether a teacher's answers may train another model, before anything is asked.
+"""The terms gate: whether a teacher's answers may train another model.
 
-In: a model spec, and where needed a file in which somebody allows what the terms do not. Out:
-`Terms`, which travel with every exchange, or a refusal (`TermsError`, exit code 5). What is known
+It stands before the first request, and before the first step of training on answers at hand. In: a
+model spec, and where needed a file in which somebody allows what the terms do not. Out: `Terms`,
+which travel with every exchange, or a refusal (`TermsError`, exit code 5). What is known
 about teachers stands in `teachers.yaml`, with source, day and confidence; it is a reading, no legal
 advice. The gate believes names: what a server or a file says of itself. It cannot see through a
 wrong name (docs/terms.md says what else it cannot do).
@@ -13,7 +14,7 @@ import ipaddress
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from fnmatch import fnmatchcase
@@ -26,7 +27,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from stillhouse.errors import TermsError, nearest
-from stillhouse.exchange import Terms
+from stillhouse.exchange import Exchange, Terms
 from stillhouse.files import sha256
 
 __all__ = [
@@ -35,12 +36,14 @@ __all__ = [
     "Teacher",
     "check",
     "gate",
+    "gate_exchanges",
     "read_authorisation",
     "teachers",
 ]
 
 STATUSES = ("allowed", "conditional", "unknown", "forbidden")
 """From the mildest to the strictest."""
+_PERMITTING = ("allowed", "conditional")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +138,7 @@ def gate(teacher: str, *, authorisation: Path | None = None, runs: Path = Path("
                 str(authorisation), f"an authorisation for '{allowed_by.teacher}'",
                 f"one for '{teacher}'", "Have the use of this very teacher authorised",
             )  # fmt: skip
-    if terms.status in ("allowed", "conditional"):
+    if terms.status in _PERMITTING:
         return terms
     if allowed_by is not None:
         return replace(terms, authorised_by=str(allowed_by))
@@ -146,8 +149,35 @@ def gate(teacher: str, *, authorisation: Path | None = None, runs: Path = Path("
         f"training on its answers is {terms.status}: {terms.conditions}{source}",
         "a teacher whose terms permit it, or somebody's authorisation",
         "Choose another teacher; or, if you are entitled to this one, write who allows it and why "
-        "in a file (docs/terms.md) and pass it with --authorisation FILE",
+        "in a file (docs/terms.md): --authorisation FILE, in a recipe collect.authorisation",
     )
+
+
+def gate_exchanges(exchanges: Iterable[Exchange], allowed: Terms) -> None:
+    """Nothing, where every exchange may be trained on by what is recorded with it.
+
+    Args:
+        exchanges: those at hand, whoever collected them. Those without terms pass: of them the gate
+            knows no more than their teacher, whom `gate` has judged.
+        allowed: what `gate` said of the teacher; an authorisation holds for its answers only.
+
+    Raises:
+        TermsError: one was given under terms that forbid it or are not known, and nobody allowed
+            its use.
+    """
+    for exchange in exchanges:
+        own = exchange.terms
+        if own is None or own.status in _PERMITTING or own.authorised_by:
+            continue
+        if allowed.authorised_by and own.teacher == allowed.teacher:
+            continue
+        raise TermsError(
+            f"exchange {exchange.id}, an answer of {exchange.model}",
+            f"training on it is {own.status}: {own.conditions or own.teacher}",
+            "answers whose terms permit it, or somebody's authorisation",
+            "Leave such exchanges out; or, if you are entitled to them, collect them with an "
+            "authorisation (docs/terms.md), which then travels with them",
+        )  # fmt: skip
 
 
 def _verdict(matches: list[Teacher]) -> Terms:

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,16 @@ import pytest
 
 from stillhouse import terms
 from stillhouse.errors import TermsError
-from stillhouse.terms import STATUSES, check, gate, read_authorisation, teachers
+from stillhouse.exchange import Terms
+from stillhouse.terms import (
+    STATUSES,
+    check,
+    gate,
+    gate_exchanges,
+    read_authorisation,
+    teachers,
+)
+from tests.exchanges import numbered
 
 DOCS = Path(__file__).parent.parent / "docs" / "terms.md"
 AUTHORISATION = {
@@ -254,6 +264,22 @@ def test_an_authorisation_opens_the_gate_and_travels(tmp_path: Path) -> None:
 def test_an_authorisation_may_name_the_entry(tmp_path: Path) -> None:
     file = written(tmp_path / "a.yaml", {**AUTHORISATION, "teacher": "openai-api"})
     assert gate("https://api.openai.com/v1#gpt-4o", authorisation=file).authorised_by
+
+
+@pytest.mark.parametrize("status", ["forbidden", "unknown"])
+def test_answers_are_held_against_the_terms_recorded_with_them(tmp_path: Path, status: str) -> None:
+    ours = check("smollm2-135m")
+    bad = Terms(teacher="openai-api", status=status, conditions="no competing model")
+    given = [replace(numbered(0), terms=None), replace(numbered(1), terms=ours)]
+    gate_exchanges(given, ours)
+    gate_exchanges([replace(numbered(2), terms=replace(bad, authorised_by="Ada"))], ours)
+    with pytest.raises(TermsError, match=f"{status}: no competing model"):
+        gate_exchanges([*given, replace(numbered(2), terms=bad)], ours)
+    file = written(tmp_path / "a.yaml", {**AUTHORISATION, "teacher": "openai-api"})
+    theirs = gate("https://api.openai.com/v1#gpt-4o", authorisation=file)
+    gate_exchanges([replace(numbered(2), terms=bad)], theirs)
+    with pytest.raises(TermsError):  # an authorisation for one teacher is none for another
+        gate_exchanges([replace(numbered(2), terms=replace(bad, teacher="anthropic-api"))], theirs)
 
 
 @pytest.mark.parametrize("teacher", ["http://localhost:8000/v1#another", "smollm2-135m"])

@@ -45,7 +45,7 @@ def distill(
     if dry_run:
         rows = plan(settings)
         lines = table([["stage", "state"], *([row["stage"], row["state"]] for row in rows)])
-        asked = _to_ask(settings) if rows[0]["state"] == "open" else {}
+        asked = _to_ask(settings) if rows[0]["state"] != "done" else {}
         result = {"run": str(settings.folder), "plan": rows, "collect": asked}
         emit(result, [*lines, *plainly(asked)], as_json=common.json)
         return

@@ -51,7 +51,7 @@ def findings(
         "teacher": evaluated["teacher"] | _taught_name(made),
         "student": evaluated["student"] | _layers(made),
         "exchanges": exchanges,
-        "terms": _terms(stages),
+        "terms": _terms(stages) or made.get("terms"),
         "training": _training(recipe, trained),
         "targets": made.get("targets"),
         "curve": _curve(trained),

@@ -2,7 +2,8 @@
 
 In: a `Recipe`. Out: the run's folder and its report. A stage is done when `stages.json` holds its
 fingerprint (a hash of its settings and of what went in); a stage whose fingerprint changed is
-refused, never silently redone or mixed. The rooms do the work; this file wires them together,
+refused, never silently redone or mixed. Collecting alone goes on: it asks for what is not there
+yet. The rooms do the work; this file wires them together,
 since they never import one another.
 """
 
@@ -94,7 +95,7 @@ def run_stages(
     done.
 
     Raises:
-        ConfigError: settings of a finished stage have changed.
+        ConfigError: settings of a finished stage, or what went into it, have changed.
         DataError: another process works in the run.
     """
     recipe.folder.mkdir(parents=True, exist_ok=True)
@@ -120,14 +121,25 @@ _HEADINGS = {
 }
 
 
+_GOES_IN = {"train": "exchanges", "evaluate": "prompts or weights"}
+
+
 def _run_stage(run: Run, stage: str, progress: Progress) -> dict[str, Any]:
     """Do one stage unless it is done; keep its seconds and its mark."""
     began = time.monotonic()
     before = run.record["stages"].get(stage, {}).get("seconds", 0.0)
     try:
-        if stage != "report" and run.state(stage, _mark(run, stage)) == "done":
+        state = "open" if stage == "report" else run.state(stage, _mark(run, stage))
+        if state == "done":
             progress.say("  already done")
             return run.record["stages"][stage].get("result", {})
+        if state == "changed" and stage != "collect":
+            raise ConfigError(
+                f"run '{run.recipe.name}'",
+                f"its stage '{stage}' is done, with other {_GOES_IN[stage]} than there are now",
+                "what it was made from",
+                f"Choose another name (name=...), or redo it with --again {stage}",
+            )
         result = _WORK[stage](run, progress)
         if stage != "report":
             run.note(stage, done=True, result=result, fingerprint=_mark(run, stage))
@@ -170,6 +182,7 @@ def _train(run: Run, progress: Progress) -> dict[str, Any]:
         store=run.exchanges,
         out=run.folder,
         runs=run.recipe.runs,
+        authorisation=run.recipe.collect.authorisation,
         progress=progress,
     )
     return report.to_dict()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from stillhouse.config import StudentSettings, TrainSettings
 from stillhouse.errors import DataError
 from stillhouse.memory import give_back_memory
 from stillhouse.progress import Progress, Silent
+from stillhouse.terms import gate
 from stillhouse.train import checkpoint as checkpoints
 from stillhouse.train.batches import Batch, collate, pieces, plan
 from stillhouse.train.layers import precision
@@ -69,6 +70,7 @@ def train(
     store: Path,
     out: Path,
     runs: Path = Path("runs"),
+    authorisation: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainReport:
     """Train a student on a store's exchanges; continues where an earlier call was stopped.
@@ -80,14 +82,17 @@ def train(
         store: folder of exchanges.
         out: the run's folder.
         runs: where `run:NAME` is looked up.
+        authorisation: a file that says who allows a use the terms do not (docs/terms.md).
         progress: told of stages, figures and decisions.
 
     Raises:
+        TermsError: the teacher's terms, or those recorded with an exchange, do not permit it.
         ConfigError: settings that contradict one another.
         DataError: exchanges, a checkpoint or a disk that training cannot work with.
     """
     progress = progress or Silent()
-    ready = prepare(settings, student, teacher, store, out, runs, progress)
+    terms = gate(teacher, authorisation=authorisation, runs=runs)
+    ready = prepare(settings, student, teacher, store, out, runs, progress, terms)
     done = _finished(out, ready.fingerprint)
     if done is not None:
         progress.say("student: trained before")
@@ -292,6 +297,7 @@ class _Run:
             "targets": ready.targets.to_dict(),
             "identity": ready.identity.to_dict() if ready.identity else None,
             "init": ready.init,
+            "terms": asdict(ready.terms) if ready.terms else None,
         }
         save_folder(self.network.eval(), self.tokenizer, self.out / "student")
         text = json.dumps(report.to_dict(), indent=1)

@@ -20,8 +20,10 @@ import torch
 
 from stillhouse.config import StudentSettings, TrainSettings, fingerprint
 from stillhouse.errors import ConfigError, DataError
+from stillhouse.exchange import Exchange, Terms
 from stillhouse.models.local_network import matmul_dtype
 from stillhouse.progress import Progress
+from stillhouse.terms import gate_exchanges
 from stillhouse.train.batches import collate, pieces, split_validation
 from stillhouse.train.checkpoint import write_atomically
 from stillhouse.train.identity import IdentityRecord, identity_examples, teacher_name
@@ -48,6 +50,8 @@ class Prepared:
     dtype: torch.dtype
     teacher_head: torch.Tensor | None = field(default=None, repr=False)
     """(V, D), for targets over the whole vocabulary."""
+    terms: Terms | None = None
+    """What the gate said of the teacher."""
 
 
 def prepare(
@@ -58,12 +62,16 @@ def prepare(
     out: Path,
     runs: Path,
     progress: Progress,
+    terms: Terms | None = None,
 ) -> Prepared:
     """Examples and first weights, read or made.
+
+    `terms` is what the gate said of the teacher; the exchanges' own are held against it.
 
     Raises:
         ConfigError: settings that contradict one another.
         DataError: exchanges that cannot be trained on as asked.
+        TermsError: exchanges that may not be trained on.
     """
     from transformers.utils import logging
 
@@ -73,7 +81,7 @@ def prepare(
     progress.say(f"matrix products in {str(dtype).removeprefix('torch.')}")
     with _reader(settings, student, teacher, runs) as reader:
         examples, record = make_examples(
-            _read(store),
+            _read(store, terms),
             reader,
             kind=settings.targets,
             source=settings.target_source,
@@ -94,7 +102,9 @@ def prepare(
             training = _with_states(reader.network, training, dtype, progress)
             validation = _with_states(reader.network, validation, dtype, progress)
             head = reader.network.get_output_embeddings().weight.detach().clone()
-    return Prepared(training + rows, validation, record, identity, mark, initial, init, dtype, head)
+    return Prepared(
+        training + rows, validation, record, identity, mark, initial, init, dtype, head, terms
+    )
 
 
 def _reader(settings: TrainSettings, student: StudentSettings, teacher: str, runs: Path) -> Any:
@@ -109,15 +119,18 @@ def _reader(settings: TrainSettings, student: StudentSettings, teacher: str, run
     return open_model(spec, need=Need(scoring=True, full_logits=True), runs=runs)
 
 
-def _read(store: Path) -> list[Any]:
+def _read(store: Path, terms: Terms | None) -> list[Exchange]:
     from stillhouse.store import Store
 
     if not store.exists():
         raise DataError(
             str(store), "no store there", "a store of exchanges", "Collect first, or name another"
         )
-    with Store(store, mode="r") as exchanges:
-        return list(exchanges)
+    with Store(store, mode="r") as opened:
+        exchanges = list(opened)
+    if terms is not None:
+        gate_exchanges(exchanges, terms)
+    return exchanges
 
 
 def _identity(

@@ -13,7 +13,7 @@ import torch
 from stillhouse.collect.run import collect
 from stillhouse.config import CollectSettings
 from stillhouse.models.local import LocalModel
-from tests.train.conftest import write_llama
+from tests.train.conftest import allowance, write_llama
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -42,14 +42,8 @@ def ask(
         "prompts": (prompts,), "max_tokens": 40, "top_logprobs": 0,
         "escrow": folder / "escrow" if escrow else None,
     }  # fmt: skip
-    authorisation = folder / "authorisation.yaml"
     if not teacher.startswith("scripted:"):
-        fields = {
-            "who": "Ada Example", "organisation": "Example Ltd", "why": "made by the tests",
-            "date": "2026-03-01", "teacher": teacher, "scope": "tests",
-        }  # fmt: skip
-        authorisation.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in fields.items()))
-        plain["authorisation"] = authorisation
+        plain["authorisation"] = allowance(folder, teacher)
     collect(CollectSettings(**(plain | settings)), teacher=teacher, store=folder / "served")
     return folder
 

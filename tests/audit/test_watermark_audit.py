@@ -34,7 +34,7 @@ from stillhouse.models.local import LocalModel
 from stillhouse.models.scripted import TOKENIZER, ScriptedModel, encode
 from stillhouse.watermark import Watermark
 from tests.no_torch import NO_TORCH
-from tests.train.conftest import write_llama
+from tests.train.conftest import allowance, write_llama
 
 KEY = bytes(range(32))
 MARK = Watermark(key=KEY, width=2, gamma=0.25, delta=4.0)
@@ -243,6 +243,7 @@ def test_a_student_of_marked_answers_is_found_and_one_of_unmarked_is_not(tmp_pat
             ),
             student=StudentSettings(init="checkpoint", checkpoint=teacher, teach_identity=False),
             teacher=f"hf:{teacher}", store=tmp_path / name / "store", out=tmp_path / name,
+            authorisation=allowance(tmp_path, f"hf:{teacher}"),
         )  # fmt: skip
         suspect = local(tmp_path / name / "student")
         given: dict[str, Any] = {

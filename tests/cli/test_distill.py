@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 from stillhouse.cli.main import main
 from stillhouse.store import Store
 from tests.html_page import needs_nothing_but_itself
-from tests.train.conftest import write_llama
+from tests.train.conftest import allowance, write_llama
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ESTIMATES = ("kl_nats", "top1_agreement", "nll_nats", "ece")
@@ -44,14 +46,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = f"hf:{write_llama(folder / 'teacher')}"
     write_prompts(folder / "train.jsonl", 40, "Sum")
     write_prompts(folder / "held_out.jsonl", 12, "Riddle")
-    (folder / "authorisation.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "who": "A. Tester", "organisation": "The tests", "why": "A network of our own.",
-                "date": "2026-01-01", "teacher": teacher, "scope": "this test",
-            }
-        )
-    )  # fmt: skip
+    allowance(folder, teacher)
     recipe: dict[str, Any] = {
         "name": "tiny",
         "teacher": teacher,
@@ -238,6 +233,22 @@ def test_exchanges_at_hand_are_trained_on_without_any_prompts(
     assert (tmp_path / "bare" / "student" / "config.json").exists()
 
 
+def test_a_stage_whose_input_changed_is_refused_and_not_redone(
+    finished: Path, workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(finished / "exchanges", tmp_path / "exchanges")
+    arguments = [str(workshop / "recipe.yaml"), "name=grows", f"exchanges={copy}", "train.epochs=1"]
+    assert main(["train", *arguments, "--quiet"]) == 0
+    student = workshop / "runs" / "grows" / "student" / "model.safetensors"
+    made = student.read_bytes()
+    with Store(copy) as store:
+        store.append_many([replace(next(iter(store)), account="another")])
+    assert main(["train", *arguments, "--quiet"]) == 2
+    assert "other exchanges than there are now" in capsys.readouterr().err
+    assert student.read_bytes() == made
+    assert main(["train", *arguments, "--quiet", "--again"]) == 0
+
+
 def test_an_unknown_teacher_is_refused_before_the_first_request(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +256,16 @@ def test_an_unknown_teacher_is_refused_before_the_first_request(
     assert main(["distill", *arguments]) == 5
     assert "unknown" in capsys.readouterr().err
     assert not (workshop / "runs/refused/exchanges").exists()
+
+
+def test_an_unknown_teachers_exchanges_are_not_trained_on_either(
+    finished: Path, workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(workshop / "recipe.yaml"), "name=refused", "collect.authorisation=null"]
+    arguments.append(f"exchanges={finished / 'exchanges'}")
+    assert main(["train", *arguments, "--quiet"]) == 5
+    assert "collect.authorisation" in capsys.readouterr().err
+    assert not (workshop / "runs/refused/student").exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from stillhouse.exchange import Exchange, Request, Sampling, message
 from stillhouse.models.local import LocalModel
@@ -54,6 +55,17 @@ def write_llama(folder: Path, *, layers: int = 6, seed: int = 0) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(str(folder))
     return folder
+
+
+def allowance(folder: Path, teacher: str) -> Path:
+    """A file that allows training on the answers of a teacher that nobody else knows."""
+    fields = {
+        "who": "A. Tester", "organisation": "The tests", "why": "A network of our own.",
+        "date": "2026-01-01", "teacher": teacher, "scope": "this test",
+    }  # fmt: skip
+    path = folder / "authorisation.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from stillhouse.errors import ConfigError, DataError
 from stillhouse.models.local_network import matmul_dtype
 from stillhouse.progress import Progress, Silent
 from stillhouse.train.loop import TrainReport, train
+from tests.train.conftest import allowance
 
 QUICK = TrainSettings(
     piece_tokens=2048,
@@ -36,8 +37,9 @@ def run(
     """Train on the tiny teacher's exchanges."""
     settings = QUICK.model_copy(update=changes)
     return train(
-        settings, student=student, teacher=f"hf:{teacher}", store=store, out=out, progress=progress
-    )
+        settings, student=student, teacher=f"hf:{teacher}", store=store, out=out,
+        authorisation=allowance(teacher, f"hf:{teacher}"), progress=progress,
+    )  # fmt: skip
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
