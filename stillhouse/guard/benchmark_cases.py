@@ -1,8 +1,9 @@
 """The cases of the benchmark: which weeks they need, and what is scanned in them.
 
 In: sizes and seeds. Out: `Unit`s, each of which gives counts as JSON. Every seed has weeks of its
-own: a benign one to calibrate on and one under test, whose populations have nobody in common, which
-is harder than a provider's next week. What units give is put together in `benchmark_tables`.
+own: a benign one to calibrate on and the next week of the same accounts and products under test, as
+a provider's would be; hard negatives and speed are scanned with the calibration of another world.
+What units give is put together in `benchmark_tables`.
 """
 
 from __future__ import annotations

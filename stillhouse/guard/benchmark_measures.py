@@ -253,16 +253,23 @@ def false_alarms(outcomes: Iterable[Mapping[str, Any]], at: str) -> dict[str, An
 def spread(
     outcomes: Iterable[Mapping[str, Any]], column: str, at: str
 ) -> dict[str, dict[str, Any] | None]:
-    """Share of benign accounts that are called, by language or kind."""
+    """Share of benign accounts that are called, by language or kind. Intervals take accounts as
+    independent, which those of one firm or class are not: true ones are wider.
+    """
     called: Counter[str] = Counter()
     accounts: Counter[str] = Counter()
     for one in outcomes:
         for word, counts in one["benign"][column].items():
             called[word] += counts[at]
             accounts[word] += counts["accounts"]
-    return {word: share(called[word], accounts[word], "accounts") for word in sorted(accounts)}
+    return {
+        word: share(called[word], accounts[word], "accounts, taken as independent")
+        for word in sorted(accounts)
+    }
 
 
 def is_found(campaign: Mapping[str, Any]) -> bool:
-    """Whether at least half of its accounts lie in campaigns that are called for review."""
+    """Whether at least half of its accounts lie in campaigns that are called for review and are
+    mostly its own: in a call of several campaigns only the largest of them is found.
+    """
     return campaign["in_any"] >= _HALF * campaign["accounts"]

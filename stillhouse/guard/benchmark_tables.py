@@ -182,7 +182,15 @@ def _sizes(rows: Rows) -> dict[str, Any]:
 
     groups = _grouped(_campaigns(rows), size)
     order = sorted(groups, key=lambda words: [int(w) for w in words.split() if w.isdigit()])
-    return {"by_size": {words: _brief(groups[words]) for words in order}}
+    scans = _grouped(rows, lambda row: "several" if row["unit"].endswith("-small") else "one")
+    told = ("purity", "capability_named", "false_positive_rate", "false_campaigns")
+    return {
+        "by_size": {words: _brief(groups[words]) for words in order},
+        "by_campaigns_in_a_scan": {
+            many: {name: value for name, value in _detection(some).items() if name in told}
+            for many, some in scans.items()
+        },
+    }
 
 
 def _benign(rows: Rows) -> dict[str, Any]:
@@ -193,12 +201,19 @@ def _benign(rows: Rows) -> dict[str, Any]:
         for level in LEVELS
         if level > 1e-4 or least >= _MINIMUM_1E4
     ]
+    languages = {f"{v:g}": spread(rows, "language", f"{v:g}") for v in LEVELS}
+    goals += [
+        _goal(f"languages above the stated rate of {level:g}", {"value": sum(
+            one is not None and one["value"] > level for one in languages[f"{level:g}"].values()
+        )}, 0, most=True)
+        for level in LEVELS
+    ]  # fmt: skip
     return {
         "goals": goals, "calibration_accounts": least,
         "false_positive_rate": rates | {"review": false_alarms(rows, "review")},
         "by_seed": {str(row["seed"]): {
             f"{level:g}": false_alarms([row], f"{level:g}") for level in LEVELS} for row in rows},
-        "by_language": {f"{v:g}": spread(rows, "language", f"{v:g}") for v in LEVELS},
+        "by_language": languages,
         "by_kind": {f"{v:g}": spread(rows, "kind", f"{v:g}") for v in LEVELS},
         "false_campaigns": sum(
             one["decision"] == "review" for row in rows for one in row["found"]),
