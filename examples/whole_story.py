@@ -282,7 +282,7 @@ def _scanned(story: Story) -> dict[str, Any]:
 def _exported(story: Story) -> dict[str, Any]:
     out = story.folder / "exported"
     shutil.rmtree(out, ignore_errors=True)
-    left_out: dict[str, int] = {}
+    left_out: dict[str, dict[str, int]] = {}
     if not story.stages["found"]["campaigns"]:
         raise EvidenceError(
             f"the week of seed {story.seed}", "no campaign that guard called",

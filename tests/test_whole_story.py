@@ -110,3 +110,46 @@ def test_a_stage_that_is_stopped_has_taken_its_time(example: ModuleType, tmp_pat
     assert "found" in again.stages["spent"]
     assert again.stage("found", "line", lambda: {"members": 1}) == {"members": 1}
     assert example.Story(tmp_path, 7, Silent()).stages["found"] == {"members": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_is_told_from_beginning_to_end_and_goes_on_after_a_stop(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All chapters, with a tiny teacher of random weights; its figures mean little."""
+    from tests.train.conftest import write_llama
+
+    teacher = write_llama(tmp_path / "teacher", context_tokens=4096)
+    (teacher / "README.md").write_text("---\nlicense: nvidia-open-model-license\n---\n")
+    out = tmp_path / "out"
+    student = {"layers": 4, "measure_tokens": 2000, "teach_identity": False}
+    train = example.TRAIN | {"learning_rate": 5e-3, "epochs": 4}
+    chapters = example.CHAPTERS
+    for name, value in {
+        "TEACHER": f"hf:{teacher}", "BENIGN": 1000, "STUDENT": student, "TRAIN": train
+    }.items():  # fmt: skip
+        monkeypatch.setattr(example, name, value)
+
+    def stopped(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["whole_story.py", "--out", str(out), "--quiet"])
+    monkeypatch.setattr(example, "CHAPTERS", (*chapters[:4], stopped, *chapters[4:]))
+    with pytest.raises(SystemExit) as ended:
+        example.main()
+    assert ended.value.code == 130
+    served = (out / "escrow" / "commitments.jsonl").read_bytes()
+    monkeypatch.setattr(example, "CHAPTERS", chapters)
+    example.main()
+    assert (out / "escrow" / "commitments.jsonl").read_bytes() == served
+    figures = json.loads((out / "story.json").read_text("utf-8"))
+    assert figures["guard"]["recall"] >= 0.95
+    assert figures["guard"]["false_accounts"] == 0
+    assert figures["exchanges"]["exported"] == figures["exchanges"]["served"]
+    assert figures["audit"]["suspect"]["p_value"] < figures["audit"]["control"]["p_value"]
+    for number, name in enumerate(("suspect", "control"), start=1):
+        assert figures["audit"][name]["verified"]
+        models = (out / "bundle" / str(number) / "sealed" / "models.jsonl").read_text("utf-8")
+        report = json.loads((out / "students" / name / "report.json").read_text("utf-8"))
+        assert report["student"]["hash"] in models

@@ -40,7 +40,7 @@ def write_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def write_llama(folder: Path, *, layers: int = 6, seed: int = 0) -> Path:
+def write_llama(folder: Path, *, layers: int = 6, seed: int = 0, context_tokens: int = 512) -> Path:
     """A random Llama with tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,9 +49,9 @@ def write_llama(folder: Path, *, layers: int = 6, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=size, hidden_size=48, intermediate_size=96, num_hidden_layers=layers,
-        num_attention_heads=3, num_key_value_heads=1, head_dim=16, max_position_embeddings=512,
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        initializer_range=0.3,
+        num_attention_heads=3, num_key_value_heads=1, head_dim=16,
+        max_position_embeddings=context_tokens, tie_word_embeddings=True, bos_token_id=1,
+        eos_token_id=2, pad_token_id=2, initializer_range=0.3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(str(folder))
     return folder
