@@ -59,7 +59,7 @@ ASKED = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "max_tok
          "engine": "local", "top_logprobs": 0}  # fmt: skip
 STUDENT = {"layers": 12, "measure_tokens": 8000, "teach_identity": False}
 TRAIN = {"targets": "hard", "learning_rate": 2.0e-4, "epochs": 2, "batch_tokens": 1000,
-         "validation_exchanges": 0, "checkpoint_seconds": 60}  # fmt: skip
+         "validation_exchanges": 0, "checkpoint_seconds": 240}  # fmt: skip
 
 _HELDOUT = Path(__file__).resolve().parent / "prompts" / "heldout_a.jsonl"
 EVALUATE = {
