@@ -292,6 +292,26 @@ def test_answers_that_do_not_fit_are_named_by_line(
         audit(escrowed, tmp_path / "out", spec)
 
 
+def test_answers_are_lines_whatever_their_text_holds_and_however_the_file_ends(
+    escrowed: Path, tmp_path: Path
+) -> None:
+    spec, settings = f"batch:{tmp_path / 'batch'}", {"access": "text", "samples_per_prompt": 1}
+    waiting = audit(escrowed, tmp_path / "out", spec, settings=settings)
+    ids = [json.loads(line)["id"] for line in waiting.requests.read_text("utf-8").split("\n")[:-1]]
+    lines = [
+        json.dumps({"id": name, "text": f"a\u2028b\u2029c\x85 {n}"}, ensure_ascii=False)
+        for n, name in enumerate(ids)
+    ]
+    told = "\r\n".join([*lines[:3], "", *lines[3:]]).encode()
+    waiting.answers.write_bytes(told.replace(b"a\xe2", b"a\xff\xe2", 1))
+    with pytest.raises(DataError, match=r"answers\.jsonl:1.*UTF-8"):
+        audit(escrowed, tmp_path / "out", spec, settings=settings)
+    waiting.answers.write_bytes(told)
+    assert audit(escrowed, tmp_path / "out", spec, settings=settings)["n"] > 0
+    kept = (tmp_path / "out" / "sealed" / "continuations.jsonl").read_bytes().split(b"\n")[:-1]
+    assert "a\u2028b\u2029c\x85 0" in {json.loads(line)["text"] for line in kept}
+
+
 def test_a_batch_without_a_folder_and_a_torn_ledger_are_refused(
     escrowed: Path, tmp_path: Path
 ) -> None:
