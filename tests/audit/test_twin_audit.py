@@ -18,6 +18,8 @@ from stillhouse.audit.settings import TwinSettings
 from stillhouse.audit.twin import evidence
 from stillhouse.audit.twin_audit import Begun, planned, twin_audit
 from stillhouse.audit.verify import verify
+from stillhouse.collect.run import collect
+from stillhouse.config import CollectSettings
 from stillhouse.errors import CapabilityError, ConfigError, DataError, EvidenceError, ModelError
 from stillhouse.models.local import LocalModel
 from stillhouse.store import Store
@@ -54,6 +56,25 @@ def test_an_escrowed_audit_ends_in_a_bundle_whose_evidence_follows_from_its_line
     assert evidence(read["plan"], lines, read["reveal"]) == read["evidence"]
     assert read["plan"]["escrow"]["pairs"] == 60
     assert len(lines["scores"]) == 2 * (60 + 8)  # and eight pairs again
+
+
+def test_two_stores_that_share_an_escrow_are_both_audited(escrowed: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "others.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"And {n}?"}) + "\n" for n in range(30)))
+    others = CollectSettings(
+        prompts=(prompts,), max_tokens=40, top_logprobs=0, escrow=escrowed / "escrow"
+    )
+    collect(others, teacher="scripted:bigram", store=escrowed / "more")
+    for name in ("served", "more"):
+        (found,) = twin_audit(
+            TwinSettings(), suspects=["scripted:bigram"], exchanges=escrowed / name,
+            twins=escrowed / "escrow", out=tmp_path / name,
+        )  # fmt: skip
+        assert isinstance(found, dict)
+        assert found["n"] > 20
+        checked = verify(tmp_path / name)
+        assert checked.ok, checked.differences
+        assert (checked.plan or {})["escrow"]["pairs"] == 90
 
 
 def test_a_finished_audit_is_shown_again_and_another_plan_refused(
