@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,8 +79,8 @@ class Escrow:
         """SHA-256 of the key: publish it before collecting."""
 
     @classmethod
-    def begin(cls, folder: Path) -> Escrow:
-        """The escrow in a folder, made with a fresh key where there is none.
+    def find(cls, folder: Path) -> Escrow | None:
+        """The escrow in a folder; None where `begin` would make one. Nothing is written.
 
         Raises:
             DataError: the folder holds something else, or an escrow that lost its key.
@@ -94,6 +94,17 @@ class Escrow:
                 f"escrow {folder}", "a folder with other files", "an empty or new folder",
                 "Choose another folder",
             )  # fmt: skip
+        return None
+
+    @classmethod
+    def begin(cls, folder: Path) -> Escrow:
+        """The escrow in a folder, made with a fresh key where there is none.
+
+        Raises:
+            DataError: the folder holds something else, or an escrow that lost its key.
+        """
+        if (there := cls.find(folder)) is not None:
+            return there
         folder.mkdir(parents=True, exist_ok=True)
         key_file = folder / "key"
         if not key_file.exists() or key_file.stat().st_size != 32:  # a crash cut it short
@@ -151,20 +162,49 @@ class Escrow:
         return (asked.sampling.sample_index or 0) % 2 == coin(self.nonce(asked))
 
     def commit(self, served: Iterable[Exchange]) -> int:
-        """How many pairs `commitments.jsonl` holds now, of answers served and twins at hand.
+        """How many pairs `commitments.jsonl` holds now: those it held, and those of the answers
+        served whose twins are at hand.
 
         Written whole, in the order of the pairs' keys, which says nothing about the coins.
+
+        Args:
+            served: of one store; pairs of others that share the escrow stay as they are.
+
+        Raises:
+            DataError: a pair is committed to already, with other answers; nothing is changed.
         """
         with Store(self.twins, "r") as store:
             twins = {pair_key(twin): twin.id for twin in store}  # ids only: there may be millions
-        rows: dict[str, str] = {}
+        rows = {line["pair"]: line["commitment"] for line in self.committed()}
         for exchange in served:
             pair = pair_key(exchange)
             if pair in twins:
-                rows[pair] = commitment(self.nonce(exchange), exchange.id, twins[pair])
+                mark = commitment(self.nonce(exchange), exchange.id, twins[pair])
+                if rows.setdefault(pair, mark) != mark:
+                    raise self._promised(f"exchange {exchange.id} is of a pair that has others")
         lines = [_line(pair, rows[pair]).decode() + "\n" for pair in sorted(rows)]
         write_whole(self.folder / "commitments.jsonl", "".join(lines))
         return len(rows)
+
+    def refuse_promised(self, asked: Iterable[Request]) -> None:
+        """Nothing, where no request belongs to a pair that is committed to: another answer would
+        be none of those that were.
+
+        Raises:
+            DataError: one does: its answer was deleted, or another store was collected from the
+                same prompts.
+        """
+        promised = {line["pair"] for line in self.committed()}
+        if promised and any(pair_key(request) in promised for request in asked):
+            raise self._promised("a request left to ask is of a pair that has answers")
+
+    def _promised(self, found: str) -> DataError:
+        return DataError(
+            f"escrow {self.folder}", f"{found}, which are committed to: what was published would "
+            "no longer fit",
+            "other prompts, or the store and the seed that they were collected with",
+            "Take a fresh folder for the escrow, or put that store back",
+        )  # fmt: skip
 
     def twins_of(self, served: Iterable[Exchange]) -> dict[str, Exchange]:
         """Exchange id -> its twin, of those that have one."""
@@ -173,9 +213,12 @@ class Escrow:
         pairs = {exchange.id: pair_key(exchange) for exchange in served}
         return {name: twins[pair] for name, pair in pairs.items() if pair in twins}
 
-    def behind(self, answers: Sized) -> bool:
-        """Whether some pair of answers, served and twins together, is not committed to yet."""
-        return 2 * len(self._lines()) < len(answers)
+    def behind(self, served: Iterable[Exchange]) -> bool:
+        """Whether the pair of some answer, its twin at hand, is not committed to yet."""
+        promised = {line["pair"] for line in self.committed()}
+        with Store(self.twins, "r") as store:
+            open_pairs = {pair_key(twin) for twin in store} - promised
+        return bool(open_pairs) and any(pair_key(exchange) in open_pairs for exchange in served)
 
     def published(self) -> dict[str, Any]:
         """What was to be published: the key's hash, how many pairs, and the root over all lines of

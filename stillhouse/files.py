@@ -21,6 +21,7 @@ __all__ = [
     "alone",
     "append_lines",
     "file_hash",
+    "model_hash",
     "read_secret",
     "sha256",
     "sync_folder",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 _LARGEST_SECRET = 1 << 16
+
+# What decides a model's answers; optimizer states, cards and logs beside them do not.
+_OF_A_MODEL = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model"}
 
 
 def write_whole(path: Path, content: bytes | str, aside: Path | None = None) -> Path:
@@ -65,6 +69,17 @@ def sha256(path: Path) -> str:
 def file_hash(path: Path) -> str:
     """The same with its tag, as records have it."""
     return f"sha256:{sha256(path)}"
+
+
+def model_hash(path: Path) -> str:
+    """Tagged hash of a model: of its file, or ('w1:') of the names and contents of its folder's
+    weights and settings. The same in a report and in a bundle of evidence.
+    """
+    if path.is_file():
+        return file_hash(path)
+    files = sorted(x for x in path.iterdir() if x.suffix in _OF_A_MODEL and x.is_file())
+    listed = "".join(f"{file_hash(file)} {file.name}\n" for file in files)
+    return "w1:" + hashlib.sha256(listed.encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

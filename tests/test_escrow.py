@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.escrow import Escrow, check_pair, check_published, coin, commitment, pair_key
+from stillhouse.escrow import (
+    Escrow,
+    check_pair,
+    check_published,
+    coin,
+    commitment,
+    pair_key,
+    published_root,
+)
 from stillhouse.exchange import Exchange, Request, Response, Sampling, message
 from stillhouse.store import Store
 
@@ -97,6 +105,34 @@ def test_a_pair_that_was_not_committed_to_has_no_proof(escrow: Escrow) -> None:
     fill(escrow, 3)
     assert escrow.proofs([answer(request(7, 0))]) == {}
     assert Escrow.begin(escrow.folder.parent / "empty").published()["pairs"] == 0
+
+
+def test_a_second_store_keeps_what_the_first_one_committed_to(escrow: Escrow) -> None:
+    first = fill(escrow, 3)
+    lines = escrow.committed()
+    more = [answer(request(n, i), f"more {i}") for n in (7, 8) for i in (0, 1)]
+    second = [a for a in more if escrow.serves(a)]
+    with Store(escrow.twins) as twins:
+        twins.append_many(a for a in more if not escrow.serves(a))
+    assert not escrow.behind(first)
+    assert escrow.behind(second)
+    assert escrow.commit(second) == 5
+    assert not escrow.behind(second)
+    assert all(line in escrow.committed() for line in lines)
+    assert escrow.commit(first) == 5
+    twin_of, proofs = escrow.twins_of(first + second), escrow.proofs(first + second)
+    for exchange in first + second:
+        mark = commitment(escrow.nonce(exchange), exchange.id, twin_of[exchange.id].id)
+        assert check_published(proofs[exchange.id], mark, escrow.published()) is None
+    assert published_root(escrow.committed()) == escrow.published()["root"]
+
+
+def test_a_pair_is_never_committed_to_with_other_answers(escrow: Escrow) -> None:
+    (served,) = fill(escrow, 1)
+    lines = (escrow.folder / "commitments.jsonl").read_bytes()
+    with pytest.raises(DataError, match="would no longer fit"):
+        escrow.commit([replace(served, response=Response(text="another"))])
+    assert (escrow.folder / "commitments.jsonl").read_bytes() == lines
 
 
 def test_pairs_that_are_none_are_told(escrow: Escrow) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from stillhouse.errors import DataError
 from stillhouse.files import (
     append_lines,
     file_hash,
+    model_hash,
     read_secret,
     whole_lines,
     write_secret,
@@ -97,3 +99,15 @@ def test_file_hash_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
     assert file_hash(tmp_path / "f") == (
         "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+def test_a_model_is_its_weights_and_settings_whatever_lies_beside_them(tmp_path: Path) -> None:
+    """The very value that bundles of 0.1.0 hold: they stay comparable."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "logs.json").mkdir()
+    parts = [f"{file_hash(tmp_path / n)} {n}\n" for n in ("config.json", "model.safetensors")]
+    assert model_hash(tmp_path) == "w1:" + hashlib.sha256("".join(parts).encode()).hexdigest()
+    weights = tmp_path / "model.safetensors"
+    assert model_hash(weights) == file_hash(weights)

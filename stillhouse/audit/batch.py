@@ -24,7 +24,7 @@ from stillhouse.audit.bundle import Bundle
 from stillhouse.audit.pair_checks import SIDES
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.exchange import Exchange, Request
-from stillhouse.files import read_secret, write_secret, write_whole
+from stillhouse.files import read_secret, whole_lines, write_secret, write_whole
 
 __all__ = ["REPEATED_PAIRS", "Batch", "Waiting", "is_batch", "jsonable", "place_of"]
 
@@ -141,12 +141,14 @@ class Batch:
     def _lines(self, shown: Mapping[str, Any], access: str) -> Iterator[dict[str, Any]]:
         wanted = "logprobs" if access == "logprobs" else "text"
         seen: set[str] = set()
-        for number, text in enumerate(self.answers.read_text("utf-8").splitlines(), start=1):
+        for number, text in enumerate(whole_lines(self.answers), start=1):
             where = f"{self.answers}:{number}"
+            if not text.strip():
+                continue
             try:
-                line = json.loads(text)
-            except ValueError:
-                raise _unfit(where, "a line that is not JSON") from None
+                line = json.loads(text.decode())
+            except ValueError:  # bytes that are not UTF-8, too
+                raise _unfit(where, "a line that is not JSON in UTF-8") from None
             name = str(line.get("id")) if isinstance(line, dict) else ""
             if name not in shown:
                 raise _unfit(where, f"id {name!r}, which was not asked")

@@ -5,12 +5,18 @@ In: nothing. Out: a mapping. Importing this needs neither torch nor a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stillhouse.audit import identity, radioactivity, twin
-from stillhouse.audit.verify import EvidenceFunction
 
-__all__ = ["FUNCTIONS"]
+__all__ = ["FUNCTIONS", "EvidenceFunction"]
+
+EvidenceFunction = Callable[
+    [Mapping[str, Any], Mapping[str, Sequence[Mapping[str, Any]]], Mapping[str, Any]],
+    dict[str, Any],
+]
+"""(plan, raw lines by file name, revealed secrets) -> evidence; pure and deterministic."""
 
 FUNCTIONS: Mapping[str, EvidenceFunction] = {
     "twin": twin.evidence,

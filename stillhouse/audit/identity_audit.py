@@ -23,7 +23,7 @@ from stillhouse.audit.identity import evidence
 from stillhouse.audit.page import write_page
 from stillhouse.audit.seal import SEALED
 from stillhouse.audit.settings import IdentitySettings
-from stillhouse.audit.suspect import address_of, name_of
+from stillhouse.audit.suspect import failure_of, model_line, name_of
 from stillhouse.errors import CapabilityError, ConfigError, ModelError, nearest
 from stillhouse.exchange import Exchange, Request, Sampling, message
 from stillhouse.models import Failure, Model, Need, open_model, parse_spec
@@ -269,18 +269,15 @@ class _Asking:
         question, sample = _place(failure.request)
         return {
             "role": self.role, "question": question, "sample": sample,
-            "time": datetime.now(UTC).isoformat(), "error": str(failure.error),
+            "time": datetime.now(UTC).isoformat(), "error": failure_of(failure.error, self.spec),
         }  # fmt: skip
 
     def _show(self, model: Model) -> None:
         """Record how the model is reached, and what it is shown around a question."""
-        parsed = parse_spec(self.spec)
         shown, how = _shown(model, self.plan["system"])
-        line = {
-            "role": self.role, "model": model.name, "reached": parsed.kind,
-            "endpoint": address_of(parsed.target) if parsed.kind == "endpoint" else None,
-            "prompt": shown, "prompt_is": "unseen" if parsed.kind == "endpoint" else how,
-        }  # fmt: skip
+        line = dict(model_line(model, self.role))
+        how = "unseen" if line["reached"] == "endpoint" else how
+        line |= {"prompt": shown, "prompt_is": how}
         there = [
             {key: value for key, value in old.items() if key != "time"}
             for old in self.bundle.lines("models")

@@ -14,7 +14,7 @@ from typing import Any
 from stillhouse.audit.batch import REPEATED_PAIRS, jsonable, place_of
 from stillhouse.audit.bundle import Bundle
 from stillhouse.audit.pair_checks import SIDES
-from stillhouse.errors import ModelError
+from stillhouse.errors import ModelError, TransportError
 from stillhouse.exchange import (
     Exchange,
     Request,
@@ -79,6 +79,8 @@ def _score_group(model: Model, role: str, group: Sequence[Line]) -> list[dict[st
         texts += [_bare(pair[side]) for side in sides]
     try:
         scored = {i: jsonable(found.chosen.tolist()) for i, found in model.score(texts)}
+    except TransportError:  # gone: what is not read now is read when the audit goes on
+        raise
     except ModelError:  # one of them does not fit: find which
         scored = dict(_one_by_one(model, texts))
     return [
@@ -95,6 +97,8 @@ def _one_by_one(
         try:
             ((_, found),) = model.score([text])
             yield index, jsonable(found.chosen.tolist())
+        except TransportError:
+            raise
         except ModelError:
             failed += 1
             if failed == len(texts):  # nothing was wrong with one of them: the model is gone

@@ -7,7 +7,6 @@ Nothing here asks it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +15,18 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from stillhouse.audit.batch import Batch, is_batch
+from stillhouse.audit.bundle import Bundle
 from stillhouse.audit.settings import TwinSettings
-from stillhouse.errors import CapabilityError
-from stillhouse.files import file_hash
+from stillhouse.errors import CapabilityError, ConfigError, ModelError
+from stillhouse.files import model_hash
 from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
+from stillhouse.models.specs import Spec
 from stillhouse.progress import Progress
 
-__all__ = ["Suspect", "address_of", "model_line", "name_of"]
+__all__ = [
+    "Suspect", "address_of", "failure_of", "model_line", "name_of", "name_of_model", "note_model",
+]  # fmt: skip
 
 
 class Suspect:
@@ -82,12 +85,27 @@ def name_of(spec: str) -> str:
     """A model's name: never a path of this machine, nor what lets somebody in."""
     if is_batch(spec):
         return f"batch:{Path(spec.removeprefix('batch:')).name}"
-    parsed = parse_spec(spec)
+    return _named(parse_spec(spec))
+
+
+def name_of_model(model: Model) -> str:
+    """The same of an open model, which Python may have given a spec that is none."""
+    return _named(_parsed(model.spec))
+
+
+def _parsed(spec: str) -> Spec:
+    try:
+        return parse_spec(spec)
+    except ConfigError:
+        return Spec(spec, "hf", spec)
+
+
+def _named(parsed: Spec) -> str:
     if parsed.kind == "endpoint":
         return parsed.model or address_of(parsed.target)
     if parsed.kind in {"gguf", "hf"}:
         return Path(parsed.target).name.removesuffix(".gguf")
-    return spec if parsed.kind == "scripted" else parsed.target
+    return parsed.text if parsed.kind == "scripted" else parsed.target
 
 
 def address_of(url: str) -> str:
@@ -97,29 +115,41 @@ def address_of(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
 
+def failure_of(error: ModelError, spec: str) -> str:
+    """Why an answer never came, as a bundle may say it: without the path or the address of the
+    model, which an error names too.
+    """
+    parsed, told = _parsed(spec), error.found
+    private = [spec] if "/" in spec else []
+    if parsed.kind == "endpoint":
+        parts = urlsplit(parsed.target)
+        private += [parsed.target, parts.netloc.rpartition("@")[0], parts.query]
+    elif parsed.kind in {"gguf", "hf"}:
+        private += [parsed.target] if "/" in parsed.target else []
+        private.append(str(Path(parsed.target).expanduser().resolve()))
+    for text in sorted(filter(None, private), key=len, reverse=True):
+        told = told.replace(text, _named(parsed))
+    return told
+
+
 def model_line(model: Model, role: str) -> Mapping[str, Any]:
     """The raw line that says which model it was: its name, how it was reached, and of weights at
     hand their hash, engine and the versions they ran on.
     """
-    parsed = parse_spec(model.spec)
+    parsed = _parsed(model.spec)
     folder = getattr(model, "folder", None) or getattr(model, "path", None)
-    weights = _weights_hash(folder) if isinstance(folder, Path) else None
+    weights = model_hash(folder) if isinstance(folder, Path) else None
     engine = getattr(getattr(model, "engine", None), "engine", None)
     return {
-        "role": role, "model": name_of(model.spec), "reached": parsed.kind,
+        "role": role, "model": _named(parsed), "reached": parsed.kind,
         "endpoint": address_of(parsed.target) if parsed.kind == "endpoint" else None,
         "weights": weights, "engine": engine if isinstance(engine, str) else None,
         "versions": {n: version(n) for n in ("torch", "transformers")} if weights else {},
     }  # fmt: skip
 
 
-def _weights_hash(path: Path) -> str:
-    """Tagged hash over names and contents of a model's files."""
-    if path.is_file():
-        return file_hash(path)
-    files = sorted(
-        file for file in path.iterdir()
-        if file.suffix in {".safetensors", ".json", ".gguf", ".bin", ".model", ".jinja"}
-    )  # fmt: skip
-    listed = "".join(f"{file_hash(file)} {file.name}\n" for file in files)
-    return "w1:" + hashlib.sha256(listed.encode()).hexdigest()
+def note_model(bundle: Bundle, model: Model, role: str) -> None:
+    """Which model it is stands in the bundle, once for each that answered under the role."""
+    line = model_line(model, role)
+    if line not in bundle.lines("models"):
+        bundle.append("models", [line])

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.audit.contest import Answer, answers
 from stillhouse.audit.seal import (
@@ -37,13 +37,10 @@ from stillhouse.audit.seal import (
 )
 from stillhouse.errors import DataError, StillhouseError
 
-__all__ = ["RELATIVE", "EvidenceFunction", "Verification", "verify"]
+if TYPE_CHECKING:
+    from stillhouse.audit.functions import EvidenceFunction
 
-EvidenceFunction = Callable[
-    [Mapping[str, Any], Mapping[str, Sequence[Mapping[str, Any]]], Mapping[str, Any]],
-    dict[str, Any],
-]
-"""(plan, raw lines by file name, revealed secrets) -> evidence; pure and deterministic."""
+__all__ = ["RELATIVE", "Verification", "verify"]
 
 RELATIVE = 1e-9
 """Relative difference up to which two floats of the evidence are the same: sums and special
@@ -123,7 +120,7 @@ class Verification:
 
 def verify(
     folder: Path,
-    functions: Mapping[str, EvidenceFunction],
+    functions: Mapping[str, EvidenceFunction] | None = None,
     *,
     root: str | None = None,
     commitment: str | None = None,
@@ -133,7 +130,8 @@ def verify(
 
     Args:
         folder: the bundle's.
-        functions: the evidence function of each test, by the name that plans give.
+        functions: the evidence function of each test, by the name that plans give; those of
+            Stillhouse where none are named.
         root: the root that was published for it, where one is known.
         commitment: the commitment that was published before the test, where one is known.
         escrow_root: the root that was published of the escrow, where one is known.
@@ -142,6 +140,10 @@ def verify(
         DataError: no bundle is there, or a file of it cannot be read.
     """
     began = time.perf_counter()
+    if functions is None:  # here: whoever brings others, as tests do, need not load these
+        from stillhouse.audit.functions import FUNCTIONS
+
+        functions = FUNCTIONS
     notes = _Notes()
     files, seal = _read(folder, notes)
     _check_bytes(files, notes)

@@ -19,6 +19,7 @@ from stillhouse.audit.green import scored_pairs
 from stillhouse.audit.page import write_page
 from stillhouse.audit.radioactivity import evidence
 from stillhouse.audit.settings import WatermarkSettings
+from stillhouse.audit.suspect import failure_of, name_of_model, note_model
 from stillhouse.errors import CapabilityError, ConfigError, DataError, ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Message, Request, Sampling, Tool, to_dict
 from stillhouse.messages import Prompt
@@ -100,6 +101,7 @@ def watermark_audit(
         write_page(out, sealed)
         return sealed
     bundle = Bundle.begin(out, plan, before=before, secrets=reveal)
+    note_model(bundle, suspect, "suspect")
     work = _Work(settings, suspect, vocabulary, plan, before, bundle, progress)
     if reading:
         work.read(served)
@@ -156,7 +158,7 @@ def _plan(
     return {
         "test": "watermark",
         "stillhouse": __version__,
-        "suspect": suspect.spec,
+        "suspect": name_of_model(suspect),
         "watermark": {**watermark.facts(), "tokenizer": vocabulary.tokenizer},
         **{name: plain_settings[name] for name in names},
         "alpha": settings.level,
@@ -234,7 +236,7 @@ class _Work:
     def lines(self) -> dict[str, list[dict[str, Any]]]:
         """Raw lines so far."""
         name = "readings" if self.settings.mode == "reading" else "answers"
-        return {**self.before, name: self.bundle.lines(name)}
+        return {**self.before, **{n: self.bundle.lines(n) for n in (name, "models")}}
 
     def _groups(self, name: str, total: int) -> Iterator[list[int]]:
         """Numbers that have no line yet, some at a time, until there are pairs enough."""
@@ -267,7 +269,7 @@ class _Work:
                 asked = answer.request if isinstance(answer, Failure) else answer
                 number = int(asked.labels["number"])
                 line = {"number": number, "prompt": number % len(prompts)}
-                more = {"failed": str(answer.error)} if failed else self._answer(answer)
+                more = self._failed(answer) if isinstance(answer, Failure) else self._answer(answer)
                 self.bundle.append("answers", [{**line, **more}])
             if gone is not None:
                 raise gone
@@ -283,9 +285,15 @@ class _Work:
             labels={"number": str(number), "prompt_id": prompt.id},
         )  # fmt: skip
 
+    def _failed(self, failure: Failure) -> dict[str, Any]:
+        return {"failed": failure_of(failure.error, self.suspect.spec)}
+
     def _answer(self, exchange: Exchange) -> dict[str, Any]:
         ids, again = _ids(exchange, self.vocabulary)
         kept = {k: v for k, v in to_dict(exchange).items() if k not in ("logprobs", "prompt")}
+        for name in ("model", "served_model"):
+            if kept.get(name) == self.suspect.spec:  # a model that was given no name goes by it
+                kept[name] = name_of_model(self.suspect)
         tokenizer = self.vocabulary.tokenizer
         return {"exchange": kept, "ids": ids, "tokenizer": tokenizer, "retokenised": again}
 

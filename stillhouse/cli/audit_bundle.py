@@ -55,10 +55,9 @@ def verify(
     escrow_root
         The escrow's root that was published when its answers were collected, where you know it.
     """
-    from stillhouse.audit.functions import FUNCTIONS
     from stillhouse.audit.verify import verify as check
 
-    found = check(bundle, FUNCTIONS, root=root, commitment=commitment, escrow_root=escrow_root)
+    found = check(bundle, root=root, commitment=commitment, escrow_root=escrow_root)
     result = {
         "ok": found.ok, "seal_holds": found.seal_holds, "numbers_hold": found.numbers_hold,
         "differences": list(found.differences), "withheld": dict(found.withheld),

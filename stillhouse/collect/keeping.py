@@ -130,13 +130,9 @@ class Divided:
         self._twins.seal()
         self._escrow.commit(self._store)
 
-    def keys(self) -> set[str]:
-        """The `key` of every answer in either."""
-        return self._store.keys() | self._twins.keys()
-
     def __len__(self) -> int:
-        """Answers in both."""
-        return len(self._store) + len(self._twins)
+        """Answers that are served: the escrow may hold other stores' twins, too."""
+        return len(self._store)
 
 
 class Failures:

@@ -119,9 +119,13 @@ class Held:
 
     path: Path
     keys: Set[str] = frozenset()
+    """Of every answer in either."""
+    twins: Set[str] = frozenset()
+    """Of those in the escrow, which may be other stores', too."""
     refused: Set[str] = frozenset()
     """Keys of requests the teacher refused for good."""
     rows: int = 0
+    """Answers in the store."""
     tokens_per_answer: float | None = None
     tokens_per_s: float | None = None
 
@@ -148,7 +152,10 @@ def make_plan(
     refused = sum(key in held.refused and key not in held.keys for key in keys)
     to_ask = len(keys) - there - refused
     if settings.exchanges is not None:
-        to_ask = max(0, min(to_ask, _drawn(settings) * settings.exchanges - held.rows))
+        room = settings.exchanges - held.rows
+        if settings.escrow:
+            room = 2 * room + _half_there(keys, held)
+        to_ask = max(0, min(to_ask, room))
     tokens = None if held.tokens_per_answer is None else round(to_ask * held.tokens_per_answer)
     rate = held.tokens_per_s
     return Plan(
@@ -158,3 +165,15 @@ def make_plan(
         tokens_at_most=to_ask * settings.max_tokens, tokens_expected=tokens,
         seconds_expected=tokens / rate if tokens is not None and rate else None,
     )  # fmt: skip
+
+
+def _half_there(keys: Sequence[str], held: Held) -> int:
+    """Requests that pairs of which one answer is there add to two for each that is to be served:
+    one more for the twin of an answer that is, one less where it is the twin that is there.
+    """
+    more = 0
+    for pair in zip(keys[::2], keys[1::2], strict=True):
+        there = [key for key in pair if key in held.keys]
+        if len(there) == 1:
+            more += -1 if there[0] in held.twins else 1
+    return more

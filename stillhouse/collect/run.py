@@ -87,19 +87,17 @@ def plan(
     prompts = read_prompts(
         settings.prompts, max_rejected=settings.max_rejected, exclude=_own(settings, store)
     )
-    held = Held(path=store)
-    if (store / "store.json").exists():
-        with Store(store, "r") as opened:
-            origin = Origin(opened)
-            held = _held(opened, origin, Failures(store), settings)
-            if settings.escrow is not None:
-                escrow = Escrow.open(settings.escrow)
-                origin.refuse_other_secret("escrow", escrow.fingerprint)
-                with Store(escrow.twins, "r") as twins:
-                    both = Divided(opened, escrow, twins)
-                    held = dataclasses.replace(held, keys=both.keys(), rows=len(both))
-    questions = Questions(prompts.prompts, settings, terms)
-    return make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
+    with ExitStack() as opened:
+        served = _there(store, opened)
+        origin = None if served is None else Origin(served)
+        escrow, _ = _gates(settings, teacher, origin)
+        twins = None if escrow is None else _there(escrow.twins, opened)
+        held = _held(served, twins, origin, Failures(store))
+        questions = Questions(prompts.prompts, settings, terms)
+        work = make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
+        if escrow is not None and work.to_ask:
+            escrow.refuse_promised(left_to_ask(questions, held))
+        return work
 
 
 def collect(
@@ -131,28 +129,28 @@ def collect(
     prompt_files(settings.prompts, own)  # a wrong path is said before a store is made
     with ExitStack() as open_stores:
         kept = served = open_stores.enter_context(Store(store))
-        origin, failures = Origin(served), Failures(store)
-        escrow = Escrow.begin(settings.escrow) if settings.escrow else None
-        origin.refuse_other_secret("escrow", escrow.fingerprint if escrow else None)
-        mark = _mark(settings, teacher)
-        origin.refuse_other_secret("watermark", mark.commitment if mark else None)
-        if escrow is not None:
+        origin, failures, twins = Origin(served), Failures(store), None
+        escrow, mark = _gates(settings, teacher, origin)
+        if settings.escrow is not None:
+            escrow = escrow or Escrow.begin(settings.escrow)
             twins = open_stores.enter_context(Store(escrow.twins))
             kept = Divided(served, escrow, twins)
             progress.say(f"escrow {escrow.folder}: publish its key's hash {escrow.fingerprint}")
-        held = _held(kept, origin, failures, settings)
+        held = _held(served, twins, origin, failures)
         prompts = read_prompts(
             settings.prompts, rejects=store / "rejects.jsonl",
             max_rejected=settings.max_rejected, exclude=own,
         )  # fmt: skip
         questions = Questions(prompts.prompts, settings, terms)
         work = make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
+        if escrow is not None and work.to_ask:
+            escrow.refuse_promised(left_to_ask(questions, held))
         _announce(work, prompts, served.torn, progress)
         asking = Asking(kept, failures, settings, work, progress)
         # Another spec may name the same model; only the model itself can tell.
         if work.to_ask or not origin.is_from(teacher):
             _ask(asking, origin, left_to_ask(questions, held), runs, escrow, mark)
-        if asking.answered or (escrow is not None and escrow.behind(kept)):
+        if asking.answered or (escrow is not None and escrow.behind(served)):
             kept.seal()  # what is complete may be read by anything that reads Parquet
         return CollectReport(
             teacher=teacher, model=origin.known.get("model"), terms=terms, store=store,
@@ -194,14 +192,46 @@ def _own(settings: CollectSettings, store: Path) -> list[Path]:
     return [store] if settings.escrow is None else [store, settings.escrow]
 
 
+def _gates(
+    settings: CollectSettings, teacher: str, origin: Origin | None
+) -> tuple[Escrow | None, Watermark | None]:
+    """The escrow, if one was begun, and the watermark; what they cannot go on with is refused
+    before a key is made.
+
+    Args:
+        settings: what is asked for.
+        teacher: model spec.
+        origin: of the store; None where there is none yet.
+
+    Raises:
+        ConfigError: settings the store was not begun with, or a watermark on what others sample.
+        DataError: an escrow or a key that cannot be read.
+    """
+    escrow = Escrow.find(settings.escrow) if settings.escrow else None
+    mark = _mark(settings, teacher)
+    if origin is not None:
+        new = "a new one" if settings.escrow else None
+        origin.refuse_other_secret("escrow", escrow.fingerprint if escrow else new)
+        origin.refuse_other_secret("watermark", mark.commitment if mark else None)
+        origin.refuse_other_settings(settings)
+    return escrow, mark
+
+
+def _there(path: Path, opened: ExitStack) -> Store | None:
+    """A store to read, where there is one."""
+    return opened.enter_context(Store(path, "r")) if (path / "store.json").exists() else None
+
+
 def _held(
-    store: Store | Divided, origin: Origin, failures: Failures, settings: CollectSettings
+    served: Store | None, twins: Store | None, origin: Origin | None, failures: Failures
 ) -> Held:
-    origin.refuse_other_settings(settings)
+    known = {} if origin is None else origin.known
+    theirs = set() if twins is None else twins.keys()
+    ours = set() if served is None else served.keys()
     return Held(
-        path=store.path, keys=store.keys(), refused=failures.for_good, rows=len(store),
-        tokens_per_answer=origin.known.get("tokens_per_answer"),
-        tokens_per_s=origin.known.get("tokens_per_s"),
+        path=failures.path.parent, keys=ours | theirs, twins=theirs, refused=failures.for_good,
+        rows=0 if served is None else len(served),
+        tokens_per_answer=known.get("tokens_per_answer"), tokens_per_s=known.get("tokens_per_s"),
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ and counted. Deleting the folder costs time and nothing else. Nothing here measu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -17,31 +16,25 @@ import numpy as np
 import numpy.typing as npt
 
 from stillhouse.errors import DataError
-from stillhouse.files import append_lines, sha256, whole_lines, write_whole
+from stillhouse.files import append_lines, model_hash, whole_lines, write_whole
 
 __all__ = ["Rows", "kept", "weights_bytes", "weights_hash", "weights_parameters"]
 
-# What decides a model's answers; optimizer states, cards and logs beside them do not.
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
-_DECIDING = (*_WEIGHTS, ".json", ".jinja", ".model", ".txt")
 
 
 def weights_hash(folder: Path) -> str:
-    """'w1:' and the SHA-256 of names and contents of a model folder's weights and settings.
+    """The hash of a model folder, as `files.model_hash` makes it.
 
     Raises:
         DataError: the folder holds no weights.
     """
-    files = sorted(path for path in _files(folder) if path.suffix in _DECIDING)
-    if not any(path.suffix in _WEIGHTS for path in files):
+    if not any(path.suffix in _WEIGHTS for path in _files(folder)):
         raise DataError(
             str(folder), "no weights", "a model folder with safetensors",
             "Train the student first, or correct the path",
         )  # fmt: skip
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(f"{path.name} {sha256(path)}\n".encode())
-    return "w1:" + whole.hexdigest()
+    return model_hash(folder)
 
 
 def weights_bytes(folder: Path) -> int:

@@ -6,10 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stillhouse.audit.pair_checks import SIDES
 from stillhouse.audit.scoring import read_scores
+from stillhouse.errors import ModelError, TransportError
 from stillhouse.exchange import Exchange, Response, Sampling, message, to_dict
 from stillhouse.models.local import LocalModel
+from stillhouse.models.scripted import ScriptedModel
 from stillhouse.progress import Silent
 from tests.audit.bundles import begun
 
@@ -56,3 +60,29 @@ def test_an_answer_is_read_to_the_same_bits_whichever_side_was_served(
         for before, after in zip(SIDES, sides, strict=True):
             assert there[pair["exchange"], before]
             assert there[pair["exchange"], before] == back[pair["exchange"], after]
+
+
+def test_a_server_that_is_gone_leaves_no_lines_of_what_it_did_not_read(tmp_path: Path) -> None:
+    class Leaves(ScriptedModel):
+        """Refuses to read several texts at once, and is gone after the third."""
+
+        read = 0
+
+        def score(self, exchanges: Any, *, top_logprobs: int = 0) -> Any:
+            if len(exchanges) > 1:
+                raise ModelError("here", "too long", "less", "Leave one out")
+            self.read += 1
+            if self.read > 3:
+                raise TransportError("here", "gone", "there", "Wait")
+            return super().score(exchanges, top_logprobs=top_logprobs)
+
+    bundle = begun(tmp_path)
+    with pytest.raises(TransportError):
+        read_scores(
+            Leaves("bigram", spec="scripted:bigram"), "suspect", pairs(), bundle, Silent()
+        )  # fmt: skip
+    assert not bundle.lines("scores")
+    read_scores(
+        ScriptedModel("bigram", spec="scripted:bigram"), "suspect", pairs(), bundle, Silent()
+    )
+    assert all(line["logprobs"] for line in bundle.lines("scores"))

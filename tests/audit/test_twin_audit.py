@@ -18,6 +18,8 @@ from stillhouse.audit.settings import TwinSettings
 from stillhouse.audit.twin import evidence
 from stillhouse.audit.twin_audit import Begun, planned, twin_audit
 from stillhouse.audit.verify import verify
+from stillhouse.collect.run import collect
+from stillhouse.config import CollectSettings
 from stillhouse.errors import CapabilityError, ConfigError, DataError, EvidenceError, ModelError
 from stillhouse.models.local import LocalModel
 from stillhouse.store import Store
@@ -54,6 +56,25 @@ def test_an_escrowed_audit_ends_in_a_bundle_whose_evidence_follows_from_its_line
     assert evidence(read["plan"], lines, read["reveal"]) == read["evidence"]
     assert read["plan"]["escrow"]["pairs"] == 60
     assert len(lines["scores"]) == 2 * (60 + 8)  # and eight pairs again
+
+
+def test_two_stores_that_share_an_escrow_are_both_audited(escrowed: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "others.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"And {n}?"}) + "\n" for n in range(30)))
+    others = CollectSettings(
+        prompts=(prompts,), max_tokens=40, top_logprobs=0, escrow=escrowed / "escrow"
+    )
+    collect(others, teacher="scripted:bigram", store=escrowed / "more")
+    for name in ("served", "more"):
+        (found,) = twin_audit(
+            TwinSettings(), suspects=["scripted:bigram"], exchanges=escrowed / name,
+            twins=escrowed / "escrow", out=tmp_path / name,
+        )  # fmt: skip
+        assert isinstance(found, dict)
+        assert found["n"] > 20
+        checked = verify(tmp_path / name)
+        assert checked.ok, checked.differences
+        assert (checked.plan or {})["escrow"]["pairs"] == 90
 
 
 def test_a_finished_audit_is_shown_again_and_another_plan_refused(
@@ -290,6 +311,26 @@ def test_answers_that_do_not_fit_are_named_by_line(
     waiting.answers.write_text("\n".join(spoil(lines)) + "\n")
     with pytest.raises(DataError, match=says):
         audit(escrowed, tmp_path / "out", spec)
+
+
+def test_answers_are_lines_whatever_their_text_holds_and_however_the_file_ends(
+    escrowed: Path, tmp_path: Path
+) -> None:
+    spec, settings = f"batch:{tmp_path / 'batch'}", {"access": "text", "samples_per_prompt": 1}
+    waiting = audit(escrowed, tmp_path / "out", spec, settings=settings)
+    ids = [json.loads(line)["id"] for line in waiting.requests.read_text("utf-8").split("\n")[:-1]]
+    lines = [
+        json.dumps({"id": name, "text": f"a\u2028b\u2029c\x85 {n}"}, ensure_ascii=False)
+        for n, name in enumerate(ids)
+    ]
+    told = "\r\n".join([*lines[:3], "", *lines[3:]]).encode()
+    waiting.answers.write_bytes(told.replace(b"a\xe2", b"a\xff\xe2", 1))
+    with pytest.raises(DataError, match=r"answers\.jsonl:1.*UTF-8"):
+        audit(escrowed, tmp_path / "out", spec, settings=settings)
+    waiting.answers.write_bytes(told)
+    assert audit(escrowed, tmp_path / "out", spec, settings=settings)["n"] > 0
+    kept = (tmp_path / "out" / "sealed" / "continuations.jsonl").read_bytes().split(b"\n")[:-1]
+    assert "a\u2028b\u2029c\x85 0" in {json.loads(line)["text"] for line in kept}
 
 
 def test_a_batch_without_a_folder_and_a_torn_ledger_are_refused(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import stillhouse.evaluate.fidelity as module
+from stillhouse.audit.suspect import model_line
 from stillhouse.config import EvaluateSettings
 from stillhouse.errors import CapabilityError, ConfigError, DataError, EvidenceError
 from stillhouse.evaluate.compare import COLUMNS
@@ -108,6 +109,12 @@ def test_every_held_out_prompt_has_the_students_answer_and_the_first_also_the_un
     assert report["samples"][0]["prompt"] == [
         {"role": "user", "text": "What would a river say on day 0?"}
     ]
+
+
+def test_models_have_the_hash_that_an_audit_of_the_same_folder_seals(report, teacher, student):
+    for role, folder in (("teacher", teacher), ("student", student)):
+        with open_model(f"hf:{folder}") as model:
+            assert model_line(model, "suspect")["weights"] == report[role]["hash"]
 
 
 def test_answers_are_drawn_at_temperature_one_with_nothing_cut(report, run):
