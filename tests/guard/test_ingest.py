@@ -360,7 +360,7 @@ def test_what_a_killed_ingest_left_behind_does_not_count(
 def test_too_many_logs_are_refused(
     tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillhouse.guard.catalogue.MAX_FILES", 1)
+    monkeypatch.setattr("stillhouse.guard.known.MAX_FILES", 1)
     with pytest.raises(DataError, match="1 logs in this scan"):
         take(write_log(tmp_path / "a.jsonl", 1), write_log(tmp_path / "b.jsonl", 1, 1))
 
