@@ -105,10 +105,7 @@ def note(log: Log, path: Path, read: int, seen: int) -> None:
     log.read = read
     if log.kind == "parquet":
         return
-    if log.kind == "store":
-        head = _first_ids(path, read)
-    else:
-        head = _beginning(path, log.kind)[:read]
+    head = _first_ids(path, read) if log.kind == "store" else _beginning(path, log.kind)[:read]
     log.head, log.head_bytes = _hash(head), len(head)
     log.tail = _tail(log, path) or ""
 

@@ -279,7 +279,7 @@ def _rows_of_parquet(piece: Piece) -> Iterator[Found]:
 
 
 def _python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as Python has them: its times have microseconds, and pyarrow refuses to cut finer ones."""
+    """Rows as Python has them: in microseconds, to which pyarrow does not cut finer times itself."""
     import pyarrow as pa
 
     fields = [field.with_type(_in_microseconds(field.type)) for field in batch.schema]
