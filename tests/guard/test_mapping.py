@@ -17,6 +17,7 @@ import pytest
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.guard.ingest import Ingested
 from stillhouse.guard.mapping import FIELDS, MappingSettings, load_mapping
+from stillhouse.guard.reread import records_at
 from tests.guard.log_lines import START, text
 
 Take = Callable[..., Ingested]
@@ -181,6 +182,26 @@ def test_parquet_by_mapping(tmp_path: Path, take: Take, rows: Rows) -> None:
     assert take(path, mapping=how).events == 0
 
 
+def test_a_parquet_file_is_known_wherever_it_lies(
+    tmp_path: Path, take: Take, rows: Rows, into: Path
+) -> None:
+    path, how = tmp_path / "a.parquet", mapping(tmp_path, format="parquet")
+    pq.write_table(pa.Table.from_pylist([row(n) for n in range(9)]), path)
+    take(path, mapping=how)
+    path.rename(tmp_path / "renamed.parquet")
+    done = take(tmp_path / "renamed.parquet", mapping=how)
+    assert (done.events, done.duplicates) == (0, 0)
+    (tmp_path / "copy").write_bytes((tmp_path / "renamed.parquet").read_bytes())
+    (tmp_path / "renamed.parquet").unlink()
+    refs = [(r["file"], r["offset"]) for r in rows("file", "offset")]
+    (tmp_path / "log.gz").write_bytes(gzip.compress(b"{}"))
+    moved = [tmp_path / "log.gz", tmp_path / "copy"]
+    assert len(list(records_at(into, refs, moved))) == 9
+    pq.write_table(pa.Table.from_pylist([row(n) for n in range(9, 18)]), tmp_path / "copy")
+    with pytest.raises(DataError, match="is not the one that was read"):
+        list(records_at(into, refs, moved))
+
+
 def test_parquet_times_may_be_timestamps(tmp_path: Path, take: Take, rows: Rows) -> None:
     path = tmp_path / "a.parquet"
     when = datetime(2025, 11, 1, 12, tzinfo=UTC)
@@ -204,6 +225,20 @@ def test_parquet_times_may_have_nanoseconds(tmp_path: Path, take: Take, rows: Ro
     take(path, mapping=MappingSettings(format="parquet", columns=columns))
     when = datetime.fromtimestamp(START, UTC).replace(microsecond=1234)
     assert rows("time", "signup") == [{"time": when, "signup": when}]
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("s", 1), ("ms", 1000), ("ns", 10**9)])
+def test_signups_are_in_the_unit_of_times_and_may_be_old(
+    tmp_path: Path, take: Take, rows: Rows, unit: Any, scale: int
+) -> None:
+    made = datetime(2012, 5, 1, tzinfo=UTC)
+    given = [int(made.timestamp()) * scale, made.isoformat(), 0, 10**400]
+    held = [{"who": "k", "at": int(START) * scale, "made": signup} for signup in given]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    columns = {"account": "who", "time": "at", "signup": "made"}
+    done = take(tmp_path / "a.jsonl", mapping=MappingSettings(columns=columns, time_unit=unit))
+    assert [row["signup"] for row in rows("signup")] == [made, made, None, None]
+    assert done.notes["signup time unreadable"] == 2
 
 
 def test_a_column_that_is_not_there_is_an_error(tmp_path: Path, take: Take) -> None:
