@@ -279,7 +279,7 @@ def _rows_of_parquet(piece: Piece) -> Iterator[Found]:
 
 
 def _python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Rows as Python has them: in microseconds, to which pyarrow does not cut finer times itself."""
+    """Rows as Python has them: in microseconds, to which pyarrow does not cut finer times."""
     import pyarrow as pa
 
     fields = [field.with_type(_in_microseconds(field.type)) for field in batch.schema]
