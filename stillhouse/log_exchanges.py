@@ -8,6 +8,7 @@ exchange. Nothing is guessed: what a log does not record stays None.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,7 +25,7 @@ from stillhouse.exchange import (
     from_dict,
     message,
 )
-from stillhouse.log_records import BadLine, LogRecord, count_of, name_of, parsed_text
+from stillhouse.log_records import INT32, BadLine, LogRecord, name_of, parsed_text
 
 __all__ = ["exchange_of"]
 
@@ -169,27 +170,43 @@ def _tool(tool: Any) -> Tool:
 
 
 def _sampling(sent: Mapping[str, Any]) -> Sampling:
+    """Requesters send what they like: a value that is none of its kind counts as not sent."""
+
     def real(name: str) -> float | None:
-        value = sent.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return float(value)
+        return _real(sent.get(name))
 
     stop = sent.get("stop", sent.get("stop_sequences"))
+    words = tuple(word for word in _listed(stop) if _is_text(word))
     limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-    limit = next((sent[name] for name in limits if sent.get(name) is not None), None)
+    counts = (_real(sent.get(name)) for name in limits)
     return Sampling(
         temperature=real("temperature"), top_p=real("top_p"), min_p=real("min_p"),
         frequency_penalty=real("frequency_penalty"), presence_penalty=real("presence_penalty"),
         repeat_penalty=real("repeat_penalty"), top_k=_whole(sent.get("top_k")),
         seed=_whole(sent.get("seed")),
-        max_tokens=count_of(limit),
-        stop=None if stop is None else tuple(str(word) for word in _listed(stop)),
+        max_tokens=next((int(n) for n in counts if n is not None and 0 <= n <= INT32), None),
+        stop=words if words or stop == [] else None,
     )  # fmt: skip
 
 
+def _real(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    return value if math.isfinite(value) else None
+
+
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return value if whole else None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that an exchange can hold, without halves of surrogate pairs."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 # ---- the answer ----

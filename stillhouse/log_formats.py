@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from stillhouse.log_records import (
+    EARLIEST,
     INT32,
     BadLine,
     LogRecord,
@@ -21,6 +22,7 @@ from stillhouse.log_records import (
     count_of,
     name_of,
     parsed_text,
+    requester_of,
     time_of,
 )
 
@@ -115,6 +117,7 @@ def _litellm(line: Mapping[str, Any]) -> LogRecord:
         device=_known(known, "device") if known else None,
         channel=_known(known, "channel") if known else None,
         signup=_first(known, _SIGNUP) if known else None,
+        signup_from=EARLIEST,  # the detector was measured on such lines with it
         answer=get("response"),
     )  # fmt: skip
 
@@ -139,10 +142,18 @@ def _redacted(messages: Any) -> bool:
 # ---- a request and its response ----
 
 
+_TEXTS = ("messages", "input", "prompt")
+
+
 def _body(value: Any) -> Mapping[str, Any]:
-    """What was sent or answered, out of the envelope some gateways put around it."""
+    """What was sent or answered, out of the envelope some gateways put around it.
+
+    What has text of its own is no envelope: a requester may have sent a `body`, too.
+    """
     value = _object(value)
-    return _object(value["body"]) if "body" in value else value
+    if "body" in value and not any(name in value for name in _TEXTS):
+        return _object(value["body"])
+    return value
 
 
 def _request_of(line: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -159,7 +170,7 @@ def _response_of(line: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _asks(line: Mapping[str, Any]) -> bool:
     asked = _request_of(line)
-    has_text = "messages" in asked or "input" in asked or "prompt" in asked
+    has_text = any(name in asked for name in _TEXTS)
     return has_text and ("model" in asked or asked is not line)
 
 
@@ -181,11 +192,12 @@ def _pair(line: Mapping[str, Any], used: tuple[tuple[str, ...], tuple[str, ...]]
     meta = _object(line.get("metadata")) if asked is not line else {}
     usage = _object(answered.get("usage"))
     found = _found(line, meta)
-    headers = _object(_object(line.get("request")).get("headers") or line.get("headers"))
-    account = (
-        found.get("account") or asked.get("safety_identifier")
-        or asked.get("user") or _object(asked.get("metadata")).get("user_id")
-    )  # fmt: skip
+    account = found.get("account")
+    if not account or (asked is line and line.keys().isdisjoint(NAMES["account"][:-1])):
+        account = requester_of(  # the gateway names nobody: `user` is a request's own field
+            account, asked.get("safety_identifier"), asked.get("user"),
+            _object(asked.get("metadata")).get("user_id"),
+        )  # fmt: skip
     when = found.get("time")
     when = answered.get("created", answered.get("created_at")) if when is None else when
     return LogRecord(
@@ -198,15 +210,21 @@ def _pair(line: Mapping[str, Any], used: tuple[tuple[str, ...], tuple[str, ...]]
         output_tokens=count_of(_first(usage, used[1])),
         cost_usd=cost_of(found.get("cost_usd")),
         parameters=_flat_parameters(line) if asked is line else _parameters(asked),
-        messages=_first(asked, ("messages", "input", "prompt")),
+        messages=_first(asked, _TEXTS),
         system=_first(asked, ("system", "instructions")),
         tools=asked.get("tools") or asked.get("functions"),
         address=name_of(found.get("address")),
-        user_agent=name_of(found.get("user_agent") or headers.get("user-agent")),
+        user_agent=name_of(found.get("user_agent") or _agent_in_headers(line)),
         payment=name_of(found.get("payment")), device=name_of(found.get("device")),
         channel=name_of(found.get("channel")), signup=found.get("signup"),
         answer=line.get("response", line.get("response_body")),
     )  # fmt: skip
+
+
+def _agent_in_headers(line: Mapping[str, Any]) -> Any:
+    """The User-Agent among a request's headers, whose names have letters of any case."""
+    headers = _object(_object(line.get("request")).get("headers") or line.get("headers"))
+    return next((held for name, held in headers.items() if name.lower() == "user-agent"), None)
 
 
 _FLAT = ("temperature", "top_p", "top_k", "max_tokens", "max_completion_tokens", "n", "stop",

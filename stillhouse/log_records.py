@@ -8,6 +8,7 @@ opens files or knows whose format a line is in.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -17,14 +18,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 __all__ = [
-    "INT32", "BadLine", "LogRecord", "NotAChat", "account_of", "cost_of", "count_of", "name_of",
-    "parse", "parsed_text", "time_of",
+    "EARLIEST", "EARLIEST_SIGNUP", "INT32", "BadLine", "LogRecord", "NotAChat", "account_of",
+    "cost_of", "count_of", "name_of", "parse", "parsed_text", "requester_of", "time_of",
 ]  # fmt: skip
 
 ACCOUNT_BYTES = 256
 """Longest account name. Gateways' hashes have 64 characters. Ours, by hand."""
 # Language models are not served before this, and clocks are not ahead by more than a day.
-_EARLIEST = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp() * 1e6)
+EARLIEST = int(datetime(2020, 1, 1, tzinfo=UTC).timestamp() * 1e6)
+EARLIEST_SIGNUP = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp() * 1e6)
+"""Accounts may be older than the models they ask. Ours, by hand; it shuts out zeros."""
 _AHEAD_US = 86_400_000_000
 INT32 = 2**31 - 1
 
@@ -63,7 +66,9 @@ class LogRecord:
     device: str | None = None
     channel: str | None = None
     signup: Any = None
-    """When the account was made, as the log writes it."""
+    """When the account was made, as the log writes it; numbers are seconds."""
+    signup_from: int = EARLIEST_SIGNUP
+    """Microseconds since 1970; what is earlier is no sign-up."""
     answer: Any = None
     """The response, for those who read exchanges back."""
 
@@ -91,13 +96,18 @@ def parse(line: bytes) -> dict[str, Any]:
 def _parse_slowly(line: bytes) -> Any:
     """For what orjson refuses: halves of surrogate pairs, which any requester can send, and NaN."""
     try:
-        return json.loads(line.decode())
+        return json.loads(line.decode(), parse_int=_whole_of)
     except UnicodeDecodeError:
         raise BadLine("not UTF-8") from None
     except RecursionError:
         raise BadLine("nested too deeply") from None
     except ValueError:
         raise BadLine("no JSON") from None
+
+
+def _whole_of(digits: str) -> int | float:
+    """Python refuses to make whole numbers of over 4,300 digits, which any requester can send."""
+    return int(digits) if len(digits) <= 4000 else float(digits)
 
 
 def parsed_text(value: Any) -> Any:
@@ -113,13 +123,13 @@ def parsed_text(value: Any) -> Any:
 # ---- values ----
 
 
-def time_of(value: Any, unit_seconds: float = 1.0) -> int:
+def time_of(value: Any, unit_seconds: float = 1.0, earliest: int = EARLIEST) -> int:
     """Microseconds since 1970 of a number of seconds (or other units), or of an ISO 8601 text.
 
     A time without a zone is taken as UTC.
 
     Raises:
-        BadLine: no time, or one before 2020 or over a day from now.
+        BadLine: no time, or one before the earliest (2020) or over a day from now.
     """
     if isinstance(value, str):
         try:
@@ -140,7 +150,7 @@ def time_of(value: Any, unit_seconds: float = 1.0) -> int:
         micros = value * unit_seconds * 1e6
     except OverflowError:  # a whole number of hundreds of digits
         micros = math.inf
-    if not _EARLIEST <= micros <= time.time() * 1e6 + _AHEAD_US:
+    if not earliest <= micros <= time.time() * 1e6 + _AHEAD_US:
         raise BadLine("time out of range: before 2020, or over a day ahead")
     return round(micros)
 
@@ -183,6 +193,31 @@ def account_of(value: Any) -> str:
     if len(account.encode("utf-8", "surrogatepass")) > ACCOUNT_BYTES:
         raise BadLine(f"account name over {ACCOUNT_BYTES} bytes")
     return account.encode("utf-8", "replace").decode()  # half a surrogate pair fits no column
+
+
+def requester_of(*names: Any) -> str | None:
+    """The account by the names that requesters give themselves; None where they gave none.
+
+    The first that is a name counts. An over-long one is known by its digest, as is the first of
+    the others where there is no name at all: whatever was sent, the request is not lost.
+    """
+    given = [name for name in names if name is not None and name != ""]
+    named = next((name for name in map(name_of, given) if name is not None), None)
+    if named is None:
+        return _digest(_text_of_json(given[0])) if given else None
+    data = named.encode("utf-8", "surrogatepass")
+    return named if len(data) <= ACCOUNT_BYTES else _digest(data)
+
+
+def _digest(data: bytes) -> str:
+    return "blake2b:" + hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _text_of_json(value: Any) -> bytes:
+    try:
+        return json.dumps(value, sort_keys=True).encode()
+    except RecursionError:
+        return b"nested too deeply"
 
 
 def cost_of(value: Any) -> float | None:

@@ -107,11 +107,11 @@ def _page_duration(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters shown as symbols, and marks that turn writing as numbers."""
+    """The text with control characters and marks that turn writing shown, as symbols or numbers."""
     return _HIDDEN.sub(lambda found: _symbol(ord(found[0])), text)
 
 
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def _symbol(code: int) -> str:

@@ -108,12 +108,20 @@ def test_plain_texts_are_kept() -> None:
         ({"tools": ["f"]}, "a tool that is no object"),
         ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "a tool call that is no object"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "no exchange"),
-        ({"parameters": {"max_tokens": -1}}, "a count out of range"),
     ],
 )  # fmt: skip
 def test_what_makes_no_exchange_is_a_reason(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadLine, match=reason):
         made(**given)
+
+
+@pytest.mark.parametrize("odd", [-1, 2**31, "100", True, float("nan"), 10**400, [1], {}, "\ud800"])
+def test_odd_parameters_count_as_not_sent(odd: Any) -> None:
+    names = ("max_tokens", "temperature", "stop", "seed", "top_k", "frequency_penalty")
+    sampling = made(parameters=dict.fromkeys(names, odd)).sampling
+    assert sampling.max_tokens is None
+    assert made(parameters={"max_tokens": odd, "max_output_tokens": 7}).sampling.max_tokens == 7
+    assert made(parameters={"stop": ["a", odd]}).sampling.stop in (("a",), ("a", odd))
 
 
 def test_an_answer_nested_too_deeply_is_a_reason() -> None:

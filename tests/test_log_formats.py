@@ -127,6 +127,51 @@ def test_the_end_user_is_the_account_only_where_no_other_is_recorded() -> None:
     assert read_record({**MESSAGES, "account_id": None, "request": claude}).account == "who"
 
 
+WITHOUT = {name: value for name, value in CHAT.items() if name != "api_key_hash"}
+
+
+def asked_by(**names: Any) -> str:
+    return read_record({**WITHOUT, "request": {**CHAT["request"], **names}}).account
+
+
+def test_no_name_that_a_requester_chose_hides_the_request() -> None:
+    long = asked_by(user="x" * 300)
+    assert long.startswith("blake2b:")
+    assert long == asked_by(user="x" * 300) != asked_by(user="x" * 301)
+    assert asked_by(user="x" * 256) == "x" * 256
+    assert asked_by(safety_identifier={"a": 1}, user="u") == "u"
+    assert asked_by(user={"a": 1}).startswith("blake2b:")
+    assert asked_by(user={"a": 1}) != asked_by(user=[1])
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert asked_by(user=deep).startswith("blake2b:")
+    flat = {"time": 1762000000, "user": "x" * 300, "model": "m", "messages": []}
+    assert read_record(flat).account == long
+    with pytest.raises(BadLine, match="no account"):
+        asked_by(user="", safety_identifier=None)
+
+
+@pytest.mark.parametrize("name", ["account", "user"])
+def test_an_overlong_name_that_the_gateway_wrote_is_a_reason(name: str) -> None:
+    with pytest.raises(BadLine, match="account name over 256 bytes"):
+        read_record({**WITHOUT, name: "x" * 257})
+
+
+@pytest.mark.parametrize("body", [1, {}, {"messages": []}])
+def test_a_body_within_the_request_does_not_hide_it(body: Any) -> None:
+    record = read_record({**CHAT, "request": {**CHAT["request"], "body": body}})
+    assert record.messages == CHAT["request"]["messages"]
+
+
+@pytest.mark.parametrize("name", ["user-agent", "User-Agent", "USER-AGENT"])
+def test_the_user_agent_is_read_from_headers_in_any_case(name: str) -> None:
+    sent = {"host": "h", name: "curl"}
+    assert read_record({**CHAT, "headers": sent}).user_agent == "curl"
+    inside = {"headers": sent, "body": CHAT["request"]}
+    assert read_record({**CHAT, "request": inside}).user_agent == "curl"
+
+
 def test_the_responses_form_is_read() -> None:
     record = read_record({
         "time": 1762000000, "account": "a", "request": {"model": "m", "input": "Hi"},
@@ -212,6 +257,12 @@ def test_a_line_without_an_object_is_a_reason(data: bytes, reason: str) -> None:
 def test_half_a_surrogate_pair_hides_no_request() -> None:
     found = parse(json.dumps(line(1, messages=[{"role": "user", "content": "\ud800 hi"}])).encode())
     assert read_record(found).messages[0]["content"] == "\ud800 hi"
+
+
+def test_a_number_of_thousands_of_digits_hides_no_request() -> None:
+    found = parse(json.dumps(line(1, odd=0)).replace('"odd": 0', f'"odd": {"9" * 5000}').encode())
+    assert read_record(found).account == "account-1"
+    assert found["odd"] == float("inf")
 
 
 def test_text_columns_that_hold_json_are_parsed_and_others_left() -> None:

@@ -290,7 +290,12 @@ def _print_error(error: StillhouseError, *, as_json: bool) -> None:
         }
         print(json.dumps({"error": parts}, ensure_ascii=False), file=sys.stderr)
     else:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whoever said it
+        told = " ".join(str(error).split())  # one line, whoever said it
+        if not told.isprintable():  # names out of files may hold what a terminal obeys
+            from stillhouse.pages import visible
+
+            told = visible(told)
+        print("error:", told, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,47 +5,26 @@
     events/part-*.parquet the events table
     lock                  held (flock) by the one that adds to it
 
-In: paths. Out: which log a file is (one that grew, was renamed or rotated is known by its
-beginning) and where to go on reading. No text of a log stands here, but their paths do.
+In: a folder. Out: what it holds. No text of a log stands here, but their paths do; which log a file
+is says `known`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from stillhouse import log_files
 from stillhouse.errors import DataError
 from stillhouse.files import alone, write_whole
 from stillhouse.guard.key import fingerprint
+from stillhouse.guard.known import Log
 
-__all__ = ["Catalogue", "Log", "adding", "is_still"]
+__all__ = ["Catalogue", "adding"]
 
 VERSION = 1
-MAX_FILES = 65_536
-"""Of the 16 bits of `file` in the events table."""
-_HEAD_BYTES, _TAIL_BYTES = 65_536, 4096
-
-
-@dataclass(slots=True)
-class Log:
-    """One log that was read."""
-
-    path: str
-    kind: str
-    head: str = ""
-    """Hash of its first `head_bytes`."""
-    head_bytes: int = 0
-    tail: str = ""
-    """Hash of up to 4 KiB before `read`; of plain lines only."""
-    read: int = 0
-    """How far it was read: bytes (uncompressed), rows or exchanges."""
-    mapping: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -80,6 +59,9 @@ class Catalogue:
             if found["version"] != VERSION:
                 raise ValueError(f"version {found['version']}")
             logs = [Log(**log) for log in found.pop("logs")]
+            for log in logs:
+                if log.kind in ("store", "parquet") and log.read and not log.head_bytes:
+                    raise ValueError(f"a {log.kind} noted by its path, as is done no more")
             found.pop("version")
             catalogue = cls(logs=logs, **found)
         except FileNotFoundError:
@@ -104,94 +86,6 @@ class Catalogue:
         """Write it, whole or not at all."""
         text = json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n"
         write_whole(folder / "catalogue.json", text)
-
-    def find(self, path: Path, kind: str, mapping: dict[str, Any] | None) -> int:
-        """Index of a log among `logs`, entered there if it is new; its `path` is this one then.
-
-        A log that was read before is known by its first 64 KiB, or by its path as long as it
-        has fewer; a plain one also by the bytes before the place it was read to.
-
-        Raises:
-            DataError: too many logs, or the file cannot be read.
-        """
-        name = str(path.resolve())
-        head = b"" if kind in ("store", "parquet") else _head(path)
-        for index, log in enumerate(self.logs):
-            if log.kind == kind and log.mapping == mapping and _is(log, name, path, head):
-                return index
-        if len(self.logs) >= MAX_FILES:
-            raise DataError(
-                name, f"{MAX_FILES} logs in this scan", "fewer", "Begin a new scan, or join logs"
-            )
-        first = _stamp(path) if kind == "parquet" else _hash(head)
-        self.logs.append(Log(name, kind, first, len(head), mapping=mapping))
-        return len(self.logs) - 1
-
-    def done(self, index: int, path: Path, read: int) -> None:
-        """Note that a log was read up to a place.
-
-        Where it lies is noted anew if this is more of it than was known.
-        """
-        log = self.logs[index]
-        if read > log.read or not Path(log.path).exists():
-            log.path = str(path.resolve())
-        if read <= log.read:
-            return
-        log.read = read
-        if log.kind not in ("store", "parquet"):
-            head = _head(path)[:read]
-            log.head, log.head_bytes = _hash(head), len(head)
-            plain = log_files.compression(path) is None
-            log.tail = tail_of(path, read) if plain else ""
-
-
-def is_still(log: Log, path: Path) -> bool:
-    """Whether a path holds what was read of a log: to read it back there."""
-    if log.kind in ("store", "parquet"):
-        return (path / "store.json").exists() if log.kind == "store" else log.head == _stamp(path)
-    head = b"" if path.is_dir() else _head(path)[: log.head_bytes]
-    return len(head) == log.head_bytes and _hash(head) == log.head and _fits_tail(log, path)
-
-
-def _is(log: Log, name: str, path: Path, head: bytes) -> bool:
-    """Whether a path is a log that was read before, perhaps grown, renamed or rotated."""
-    if log.kind in ("store", "parquet"):
-        return log.path == name and (log.kind == "store" or log.head == _stamp(path))
-    if len(head) < log.head_bytes or _hash(head[: log.head_bytes]) != log.head:
-        return False
-    if log.head_bytes < _HEAD_BYTES and log.path != name and len(head) != log.head_bytes:
-        return False
-    return _fits_tail(log, path)
-
-
-def _fits_tail(log: Log, path: Path) -> bool:
-    if not log.tail or log_files.compression(path) or path.stat().st_size < log.read:
-        return True
-    return tail_of(path, log.read) == log.tail
-
-
-def _head(path: Path) -> bytes:
-    head = b""
-    with log_files.opened(path) as file:
-        while len(head) < _HEAD_BYTES and (found := file.read(_HEAD_BYTES - len(head))):
-            head += found
-    return head
-
-
-def tail_of(path: Path, read: int) -> str:
-    """Hash of up to 4 KiB before an offset of a plain file."""
-    start = max(0, read - _TAIL_BYTES)
-    with log_files.opened(path, start) as file:
-        return _hash(file.read(read - start))
-
-
-def _stamp(path: Path) -> str:
-    found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @contextmanager

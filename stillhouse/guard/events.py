@@ -48,7 +48,7 @@ EVENTS = pa.schema(
         ("head", pa.uint64()),  # its first tokens, masked
         ("tail", pa.uint64()),  # its last tokens, masked
         ("skeleton", pa.uint64()),  # the masked text: numbers, quotes, code, links, long tokens out
-        ("sketch", pa.list_(pa.uint32(), SKETCH_SLOTS)),  # MinHash of byte n-grams; null: no text
+        ("sketch", pa.list_(pa.uint32(), SKETCH_SLOTS)),  # MinHash of byte n-grams; zeros: no text
         ("system", pa.uint64()),  # system prompt
         ("tools", pa.uint64()),  # tool definitions
         ("shape", pa.uint16()),  # bits of SHAPES

@@ -23,6 +23,7 @@ from stillhouse import log_files
 from stillhouse.errors import DataError
 from stillhouse.files import write_whole
 from stillhouse.guard.catalogue import Catalogue, adding
+from stillhouse.guard.known import Known, note
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.reading import PieceRead, read_all, write_part
 from stillhouse.guard.seen import Seen
@@ -117,17 +118,19 @@ def _plan(
 ) -> list[Piece]:  # fmt: skip
     """The pieces of all logs that hold something new; of copies of a log, the longest."""
     chosen: dict[int, Piece] = {}
+    known = Known(catalogue.logs)
     for path in files:
         kind = kind_of(path, mapping)
         used = mapping.model_dump(mode="json") if mapping and kind != "store" else None
-        index = catalogue.find(path, kind, used)
+        index = known.find(path, kind, used)
         log = catalogue.logs[index]
         other = chosen.get(index)
         if other is not None:
             done.notes["logs given twice"] += 1
             if other.path.stat().st_size >= path.stat().st_size:
                 continue
-        piece = Piece(index, path, kind, log.read, None, mapping, max_line)
+        ended = log.read < log.seen == path.stat().st_size  # it waited, and did not grow
+        piece = Piece(index, path, kind, log.read, None, mapping, max_line, ended)
         if log.read == 0 and kind == "lines" and mapping is None:
             _check_recognised(path, max_line)
         chosen[index] = piece
@@ -176,7 +179,7 @@ class _Run:
         self._seen = Seen()
         self._parts: list[tuple[Path, int]] = []
         self._places: list[dict[str, Any]] = []
-        self._reads: dict[int, tuple[Path, int]] = {}
+        self._reads: dict[int, tuple[Path, int, int]] = {}
         for part in catalogue.parts:
             column = pq.read_table(into / "events" / part, columns=["request"])["request"]
             self._seen.first(column.to_numpy())
@@ -192,7 +195,7 @@ class _Run:
         done.notes.update(read.notes)
         if piece.file not in self._reads:
             done.files += 1
-        self._reads[piece.file] = (piece.path, read.read)
+        self._reads[piece.file] = (piece.path, read.read, read.seen)
         for place in read.places[: _LISTED_REJECTS - len(self._places)]:
             names = ("offset", "bytes", "reason")
             row = {"log": str(piece.path), **dict(zip(names, place, strict=True))}
@@ -244,8 +247,8 @@ class _Run:
             name = f"part-{at:05d}.parquet"
             part.rename(events / name)
             catalogue.parts[name] = rows
-        for index, (path, read) in self._reads.items():
-            catalogue.done(index, path, read)
+        for index, (path, read, seen) in self._reads.items():
+            note(catalogue.logs[index], path, read, seen)
         for reason, count in self._done.rejects.items():
             catalogue.rejects[reason] = catalogue.rejects.get(reason, 0) + count
         listed = self._into / "rejects.jsonl"

@@ -49,7 +49,7 @@ FIELDS = {
     "payment": "a fingerprint of the means of payment",
     "device": "a fingerprint of the device or of its TLS",
     "channel": "the programme or plan the account came through",
-    "signup": "when the account was made",
+    "signup": "when the account was made, written as `time` is",
     "answer": "the response, for `read_back` only",
 }
 """What a mapping can name, and what it means."""
@@ -166,8 +166,18 @@ def mapped(
         tools=parsed_text(value("tools")), address=name_of(value("address")),
         user_agent=name_of(value("user_agent")), payment=name_of(value("payment")),
         device=name_of(value("device")), channel=name_of(value("channel")),
-        signup=_number(value("signup")), answer=parsed_text(value("answer")),
+        signup=_seconds(_number(value("signup")), unit), answer=parsed_text(value("answer")),
     )  # fmt: skip
+
+
+def _seconds(value: Any, unit: str) -> Any:
+    """A number of the unit in seconds; anything else unchanged."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    try:
+        return value * _SECONDS[unit]
+    except OverflowError:  # a whole number of hundreds of digits, which is no time either way
+        return value
 
 
 def _number(value: Any) -> Any:

@@ -43,6 +43,8 @@ class PieceRead:
     """The `request` column of the part."""
     read: int
     """Where the next reading begins."""
+    seen: int = 0
+    """Where a last line that waits for its rest ends, as yet."""
     rejects: Counter[str] = field(default_factory=Counter)
     places: list[tuple[int, int, str]] = field(default_factory=list)
     """(offset, bytes, reason) of the first of them."""
@@ -109,7 +111,7 @@ def _read_piece(piece: Piece, part: Path, rows: Rows) -> PieceRead:
                         requests.append(_write(writer, batches))
             elif isinstance(found.record, Unfinished):
                 out.notes[str(found.record)] += 1
-                end = found.offset
+                end, out.seen = found.offset, found.offset + found.size
                 break
             else:
                 _note_bad(found, found.record, out)

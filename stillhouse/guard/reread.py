@@ -15,7 +15,8 @@ from pathlib import Path
 from stillhouse import log_files
 from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange
-from stillhouse.guard.catalogue import Catalogue, Log, is_still
+from stillhouse.guard.catalogue import Catalogue
+from stillhouse.guard.known import Log, is_still
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.sources import Piece, read
 from stillhouse.log_exchanges import exchange_of
@@ -79,7 +80,9 @@ def records_at(
 
 
 def _where(log: Log, given: list[Path]) -> Path:
-    for path in [Path(log.path), *given]:
+    name = Path(log.path).name
+    likely = sorted(given, key=lambda path: path.name != name)  # moved logs mostly keep their names
+    for path in [Path(log.path), *likely]:
         if path.exists() and is_still(log, path):
             return path
     raise DataError(
@@ -91,7 +94,7 @@ def _where(log: Log, given: list[Path]) -> Path:
 def _in_log(log: Log, path: Path, offsets: list[int]) -> Iterator[tuple[int, LogRecord]]:
     mapping = make(MappingSettings, log.mapping, where=log.path) if log.mapping else None
     if log.kind != "lines" or log_files.compression(path) is not None:
-        yield from _wanted(Piece(0, path, log.kind, mapping=mapping), offsets)
+        yield from _wanted(Piece(0, path, log.kind, mapping=mapping, ended=True), offsets)
         return
     with log_files.opened(path) as file:
         stops = [o + len(log_files.line_at(file, o)) + 1 for o in offsets]

@@ -71,7 +71,7 @@ class Rows:
         self._systems: dict[bytes, bytes] = {}
         self._origins: dict[tuple[str | None, ...], tuple[bytes, ...]] = {}
         self._parameters: dict[bytes, _Sent] = {}
-        self._signups: dict[str, int] = {}
+        self._signups: dict[tuple[str, int], int] = {}
         self.notes: Counter[str] = Counter()
         """What was left out of rows that were kept, by reason."""
         self._begin()
@@ -112,7 +112,7 @@ class Rows:
             record.account, record.time_us, _printable(record.model), record.input_tokens,
             record.output_tokens, len(data) if has_text else None,
             min(turn.before, 32_767) if has_text else None, record.cost_usd,
-            temperature, top_p, limit, self._signup(record.signup), file, offset,
+            temperature, top_p, limit, self._signup(record), file, offset,
         ))  # fmt: skip
         text = capped(turn.text)
         self._texts.append(text)
@@ -171,18 +171,19 @@ class Rows:
             self._characters += len(self._unknown[exact])
         return exact
 
-    def _signup(self, value: Any) -> int | None:
+    def _signup(self, record: LogRecord) -> int | None:
+        value, earliest = record.signup, record.signup_from
         if value is None:
             return None
-        if isinstance(value, str) and value in self._signups:
-            return self._signups[value]
+        if isinstance(value, str) and (value, earliest) in self._signups:
+            return self._signups[value, earliest]
         try:
-            found = time_of(value)
+            found = time_of(value, earliest=earliest)
         except BadLine:
             self.notes["signup time unreadable"] += 1
             return None
         if isinstance(value, str):
-            _remember(self._signups, value, found)  # a time that was read is short
+            _remember(self._signups, (value, earliest), found)  # a time that was read is short
         return found
 
     # ---- out ----

@@ -18,7 +18,7 @@ from stillhouse.guard.events import SKETCH_SLOTS
 from stillhouse.guard.key import NOTHING, FieldHash, derived
 from stillhouse.guard.mask import Bytes, Ints, Masked
 
-__all__ = ["END_WORDS", "NGRAM_BYTES", "Sketcher", "similarity", "windows"]
+__all__ = ["END_WORDS", "NGRAM_BYTES", "Sketcher", "windows"]
 
 END_WORDS = 8
 """Words of `head` and `tail`. Fewer reach past short wrappers less often, more are rarer among
@@ -130,8 +130,3 @@ def _filled(sketch: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     distance = (ahead - np.arange(SKETCH_SLOTS)).astype(np.uint32)
     sketch[rows] = np.take_along_axis(twice, ahead, axis=1) + distance * _BORROWED
     return sketch
-
-
-def similarity(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> float:
-    """Estimated Jaccard similarity of two texts' n-grams; standard error up to 0.09 at 32 slots."""
-    return float((one == other).mean())

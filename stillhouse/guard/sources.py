@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stillhouse import log_files
 from stillhouse.errors import DataError
@@ -22,10 +22,16 @@ from stillhouse.log_records import BadLine, LogRecord, parse
 from stillhouse.record import plain
 from stillhouse.store import Store
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = ["Found", "Piece", "Unfinished", "files_of", "kind_of", "pieces", "read"]
 
 _PIECE_BYTES = 32 * 2**20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+UNFINISHED = "unfinished last line"
 
 
 class Unfinished(BadLine):
@@ -54,6 +60,8 @@ class Piece:
     stop: int | None = None
     mapping: MappingSettings | None = None
     max_line: int = log_files.MAX_LINE_BYTES
+    ended: bool = False
+    """Of CSV: whether a last row without a newline is whole, because the log does not grow."""
 
 
 def files_of(logs: Iterable[Path]) -> Iterator[Path]:
@@ -147,7 +155,7 @@ def _lines(piece: Piece) -> Iterator[Found]:
                 except BadLine as problem:
                     record = problem
                     if offset + size == end and size <= piece.max_line:
-                        record = Unfinished("unfinished last line")
+                        record = Unfinished(UNFINISHED)
                 yield Found(offset, record, size)
             offset += size + 1
 
@@ -167,6 +175,9 @@ class _Offsets:
         self.next = start
         self.unfit = False
         """Whether a line since this was last set to False was no text, or too long."""
+        self.open = False
+        """Whether the file ended within the row: its last line has no newline, or a quoted value
+        goes on."""
 
     def __iter__(self) -> Iterator[str]:
         for block in self._blocks:
@@ -175,13 +186,22 @@ class _Offsets:
                 self.next += block.skipped
                 self.unfit = True
                 yield "\n"
-            for line in block.data.split(b"\n"):
+            *whole, rest = block.data.split(b"\n")
+            for line in whole:
                 self.next += len(line) + 1
-                try:
-                    yield line.decode().removeprefix("\ufeff") + "\n"
-                except UnicodeDecodeError:
-                    self.unfit = True
-                    yield "\n"
+                yield self._text(line)
+            if rest:  # the file's last line
+                self.next += len(rest)
+                self.open = True
+                yield self._text(rest)
+        self.open = True
+
+    def _text(self, line: bytes) -> str:
+        try:
+            return line.decode().removeprefix("\ufeff") + "\n"
+        except UnicodeDecodeError:
+            self.unfit = True
+            return "\n"
 
 
 def _rows_of_csv(piece: Piece) -> Iterator[Found]:
@@ -194,6 +214,8 @@ def _rows_of_csv(piece: Piece) -> Iterator[Found]:
     lines = _Offsets(piece, max(piece.start, top.next))
     rows = csv.reader(iter(lines), delimiter=mapping.delimiter, strict=True)
     paths = mapping.paths
+    # What is compressed was written to its end.
+    ended = piece.ended or log_files.compression(piece.path) is not None
     while True:
         begin = lines.next
         record: LogRecord | BadLine
@@ -213,6 +235,8 @@ def _rows_of_csv(piece: Piece) -> Iterator[Found]:
             record = BadLine("no CSV")
         except BadLine as problem:
             record = problem
+        if lines.open and not ended:  # a value that is cut off looks like a whole one
+            record = Unfinished(UNFINISHED)
         yield Found(begin, record, lines.next - begin)
 
 
@@ -243,7 +267,7 @@ def _rows_of_parquet(piece: Piece) -> Iterator[Found]:
             _check_columns(piece.path, mapping, names)
             wanted = {place[0] for tried in paths.values() for place in tried} & set(names)
             for batch in file.iter_batches(batch_size=1024, columns=sorted(wanted)):
-                for row in batch.to_pylist():
+                for row in _python(batch):
                     if number >= piece.start:
                         yield Found(number, _record(row, mapping, paths), 0)
                     number += 1
@@ -252,6 +276,41 @@ def _rows_of_parquet(piece: Piece) -> Iterator[Found]:
             str(piece.path), " ".join(str(problem).split())[:200], "a whole Parquet file",
             "Take the file from a copy, or leave it out",
         ) from problem  # fmt: skip
+
+
+def _python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as Python has them: in microseconds, to which pyarrow does not cut finer times."""
+    import pyarrow as pa
+
+    fields = [field.with_type(_in_microseconds(field.type)) for field in batch.schema]
+    schema = pa.schema(fields)
+    if schema == batch.schema:
+        return batch.to_pylist()
+    return pa.Table.from_batches([batch]).cast(schema, safe=False).to_pylist()
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """The type with times of nanoseconds in microseconds, nested ones too."""
+    import pyarrow as pa
+
+    def inner(field: pa.Field) -> pa.Field:
+        return field.with_type(_in_microseconds(field.type))
+
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz) if kind.unit == "ns" else kind
+    if pa.types.is_time64(kind):
+        return pa.time64("us")
+    if pa.types.is_duration(kind):
+        return pa.duration("us") if kind.unit == "ns" else kind
+    if pa.types.is_struct(kind):
+        return pa.struct([inner(kind.field(at)) for at in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(_in_microseconds(kind.key_type), inner(kind.item_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(inner(kind.value_field))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(inner(kind.value_field), kind.list_size)
+    return pa.list_(inner(kind.value_field)) if pa.types.is_list(kind) else kind
 
 
 def _record(row: dict[str, Any], mapping: MappingSettings, paths: Any) -> LogRecord | BadLine:

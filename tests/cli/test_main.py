@@ -120,6 +120,18 @@ def test_an_error_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> N
     assert streams.err.count("\n") == 1
 
 
+def test_what_a_terminal_would_obey_is_shown_in_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("who,\x1b[2J\x1b]0;owned\x07,\x9b31m\u202e\nk,1,2\n")
+    (tmp_path / "m.yaml").write_text("format: csv\ncolumns: {account: who, time: at}\n")
+    arguments = ["guard", "scan", str(tmp_path / "a.csv"), "--mapping", str(tmp_path / "m.yaml")]
+    assert main([*arguments, "--out", str(tmp_path / "scan")]) == 3
+    said = capsys.readouterr().err
+    assert "who, \u241b[2J\u241b]0;owned\u2407, <009B>31m<202E>" in said
+    assert not set(said) & set("\x1b\x07\x9b\u202e")
+
+
 def test_an_error_is_an_object_with_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["distill", "no-such-recipe.yaml", "--json"]) == 2
     found = json.loads(capsys.readouterr().err)["error"]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from stillhouse.errors import DataError
 from stillhouse.guard.ingest import Ingested, ingest
 from stillhouse.guard.parts import open_events
+from stillhouse.log_formats import read_record
 from tests.guard.conftest import KEY
 from tests.guard.log_lines import START, line, write, write_log
 from tests.guard.test_turns import JSON
@@ -161,6 +162,41 @@ def test_nothing_a_requester_sends_hides_the_request(
     done = ingest([write(folder / "a.jsonl", rows)], folder / "scan", KEY, workers=1)
     assert (done.events, done.rejects.total()) == (2, 0)
     assert len(open_events(folder / "scan").to_table()) == 2
+
+
+OPENAI = {"object": "chat.completion", "usage": {"prompt_tokens": 5, "completion_tokens": 7}}
+ANTHROPIC = {"type": "message", "usage": {"input_tokens": 5, "output_tokens": 7}}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=JSON, sent=JSON, who=JSON.filter(lambda name: name not in (None, "")), model=JSON)
+@pytest.mark.parametrize("answer", [OPENAI, ANTHROPIC])
+def test_nothing_a_requester_sends_hides_a_request_in_other_forms(
+    tmp_path_factory: pytest.TempPathFactory,
+    answer: Any,
+    text: Any,
+    sent: Any,
+    who: Any,
+    model: Any,
+) -> None:
+    folder = tmp_path_factory.mktemp("hostile")
+    odd = {
+        "model": model, "messages": text, "system": sent, "tools": sent, "max_tokens": sent,
+        "body": sent, "safety_identifier": who, "user": sent, "metadata": {"user_id": sent},
+    }  # fmt: skip
+    asked = [
+        {"account": "a", "request": odd, "headers": {"User-Agent": sent}},
+        {"request": odd}, {"request": {"headers": {"user-agent": sent}, "body": odd}},
+        {"request": {"messages": text, "metadata": {"user_id": who}}},
+    ]  # fmt: skip
+    rows = [
+        {"time": START, **row, "response": {"id": f"r{at}", **answer}}
+        for at, row in enumerate(asked)
+    ]
+    done = ingest([write(folder / "a.jsonl", rows)], folder / "scan", KEY, workers=1)
+    assert (done.events, done.rejects.total()) == (4, 0)
+    for row in rows:
+        assert len(read_record(row).account.encode()) <= 256
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from stillhouse.errors import DataError
-from stillhouse.guard import reading, sources
+from stillhouse.guard import known, reading, sources
 from stillhouse.guard.events import CAPABILITIES, EVENTS
 from stillhouse.guard.ingest import Ingested, ingest
 from stillhouse.guard.parts import event_batches, open_events, part_paths
@@ -300,6 +300,36 @@ def test_a_store_that_grew_is_read_on(tmp_path: Path, take: Take) -> None:
     assert (first.lines, second.lines, second.duplicates) == (4, 4, 0)
 
 
+def test_a_store_is_known_by_what_it_holds(tmp_path: Path, take: Take, into: Path) -> None:
+    for name, numbers in {"store": range(4), "other": range(4, 9)}.items():
+        with Store(tmp_path / name) as store:
+            store.append_many(replace(numbered(n), account="a") for n in numbers)
+    assert take(tmp_path / "store").events == 4
+    (tmp_path / "store").rename(tmp_path / "moved")
+    assert take(tmp_path / "moved").lines == 0
+    (tmp_path / "other").rename(tmp_path / "store")  # another under the old path
+    done = take(tmp_path / "store")
+    assert (done.events, done.lines) == (5, 5)
+    held = json.loads((into / "catalogue.json").read_text())
+    for log in held["logs"]:
+        log["head_bytes"] = 0  # as it was noted before
+    (into / "catalogue.json").write_text(json.dumps(held))
+    with pytest.raises(DataError, match="a store noted by its path"):
+        take(tmp_path / "store")
+
+
+def test_logs_are_recognised_by_few_hashes_each(
+    tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = [write(tmp_path / f"{n}.jsonl", [line(n, odd="x" * n)]) for n in range(40)]
+    take(*logs)
+    hashed = []
+    whole = known._hash
+    monkeypatch.setattr(known, "_hash", lambda data: hashed.append(data) or whole(data))
+    assert take(*logs).notes["logs with nothing new"] == 40
+    assert len(hashed) <= 4 * len(logs)
+
+
 def test_of_two_copies_of_a_log_the_longer_is_read(tmp_path: Path, take: Take) -> None:
     long = write_log(tmp_path / "a.jsonl", 130)
     short = write_log(tmp_path / "copy.jsonl", 120)
@@ -360,7 +390,7 @@ def test_what_a_killed_ingest_left_behind_does_not_count(
 def test_too_many_logs_are_refused(
     tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillhouse.guard.catalogue.MAX_FILES", 1)
+    monkeypatch.setattr("stillhouse.guard.known.MAX_FILES", 1)
     with pytest.raises(DataError, match="1 logs in this scan"):
         take(write_log(tmp_path / "a.jsonl", 1), write_log(tmp_path / "b.jsonl", 1, 1))
 

@@ -17,6 +17,7 @@ import pytest
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.guard.ingest import Ingested
 from stillhouse.guard.mapping import FIELDS, MappingSettings, load_mapping
+from stillhouse.guard.reread import records_at
 from tests.guard.log_lines import START, text
 
 Take = Callable[..., Ingested]
@@ -89,6 +90,73 @@ def test_a_csv_that_grew_is_read_on(tmp_path: Path, take: Take, rows: Rows) -> N
     check(rows())
 
 
+def plain_csv(path: Path, rows: int, end: str = "\n") -> MappingSettings:
+    path.write_text("who,at,q\n" + "\n".join(f"k,{1762000000 + n},text {n}" for n in range(rows)))
+    with path.open("a") as file:
+        file.write(end)
+    columns = {"account": "who", "time": "at", "messages": "q"}
+    return MappingSettings(format="csv", columns=columns)
+
+
+def test_a_csv_without_a_last_newline_is_read_once(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path = tmp_path / "a.csv"
+    how = plain_csv(path, 3, end="")
+    first = take(path, mapping=how)
+    assert (first.events, first.rejects.total(), first.notes["unfinished last line"]) == (2, 0, 1)
+    assert take(path, mapping=how).events == 1  # it did not grow, so its last row is whole
+    assert (take(path, mapping=how).events, len(rows("offset"))) == (0, 3)
+    plain_csv(path, 5)
+    assert (take(path, mapping=how).events, len(rows("offset"))) == (2, 5)
+    assert {row["file"] for row in rows("file")} == {0}
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8, 16, 20])
+def test_a_half_written_row_of_a_csv_waits_for_its_rest(
+    tmp_path: Path, take: Take, rows: Rows, cut: int
+) -> None:
+    path = tmp_path / "a.csv"
+    how = plain_csv(path, 3)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    first = take(path, mapping=how)
+    assert (first.events, first.rejects.total()) == (2, 0)
+    path.write_bytes(whole)
+    assert (take(path, mapping=how).events, take(path, mapping=how).events) == (1, 0)
+    assert [row["turn_bytes"] for row in rows("turn_bytes")] == [len("text 0")] * 3
+
+
+def test_a_quoted_value_of_a_csv_waits_for_its_end(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path = tmp_path / "a.csv"
+    how = plain_csv(path, 1)
+    start = path.read_bytes()
+    path.write_bytes(start + b'k,1762000001,"one\n')
+    assert take(path, mapping=how).events == 1
+    path.write_bytes(start + b'k,1762000001,"one\ntwo"\nk,1762000002,"three\n')
+    assert take(path, mapping=how).events == 1
+    assert rows("turn_bytes")[1]["turn_bytes"] == len("one\ntwo")
+    done = take(path, mapping=how, max_rejected=1)  # nothing came any more
+    assert (done.events, done.rejects) == (0, {"no CSV": 1})
+
+
+def test_a_compressed_csv_is_whole(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path = tmp_path / "a.csv"
+    how = plain_csv(path, 3, end="")
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert (take(path, mapping=how).events, take(path, mapping=how).events) == (3, 0)
+
+
+def test_a_quoted_value_may_lie_across_blocks(
+    tmp_path: Path, take: Take, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.log_files._BLOCK_BYTES", 16)
+    path = tmp_path / "a.csv"
+    how = plain_csv(path, 0)
+    with path.open("a") as file:
+        file.write('k,1762000001,"one line\nand another\nand one more"\n')
+    take(path, mapping=how)
+    assert rows("turn_bytes")[0]["turn_bytes"] == len("one line\nand another\nand one more")
+
+
 def test_bad_rows_of_a_csv_are_counted(tmp_path: Path, take: Take, rows: Rows) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(
@@ -114,12 +182,63 @@ def test_parquet_by_mapping(tmp_path: Path, take: Take, rows: Rows) -> None:
     assert take(path, mapping=how).events == 0
 
 
+def test_a_parquet_file_is_known_wherever_it_lies(
+    tmp_path: Path, take: Take, rows: Rows, into: Path
+) -> None:
+    path, how = tmp_path / "a.parquet", mapping(tmp_path, format="parquet")
+    pq.write_table(pa.Table.from_pylist([row(n) for n in range(9)]), path)
+    take(path, mapping=how)
+    path.rename(tmp_path / "renamed.parquet")
+    done = take(tmp_path / "renamed.parquet", mapping=how)
+    assert (done.events, done.duplicates) == (0, 0)
+    (tmp_path / "copy").write_bytes((tmp_path / "renamed.parquet").read_bytes())
+    (tmp_path / "renamed.parquet").unlink()
+    refs = [(r["file"], r["offset"]) for r in rows("file", "offset")]
+    (tmp_path / "log.gz").write_bytes(gzip.compress(b"{}"))
+    moved = [tmp_path / "log.gz", tmp_path / "copy"]
+    assert len(list(records_at(into, refs, moved))) == 9
+    pq.write_table(pa.Table.from_pylist([row(n) for n in range(9, 18)]), tmp_path / "copy")
+    with pytest.raises(DataError, match="is not the one that was read"):
+        list(records_at(into, refs, moved))
+
+
 def test_parquet_times_may_be_timestamps(tmp_path: Path, take: Take, rows: Rows) -> None:
     path = tmp_path / "a.parquet"
     when = datetime(2025, 11, 1, 12, tzinfo=UTC)
     pq.write_table(pa.table({"who": ["k"], "at": pa.array([when])}), path)
     take(path, mapping=MappingSettings(format="parquet", columns={"account": "who", "time": "at"}))
     assert rows("time") == [{"time": when}]
+
+
+def test_parquet_times_may_have_nanoseconds(tmp_path: Path, take: Take, rows: Rows) -> None:
+    path, number = tmp_path / "a.parquet", int(START) * 10**9 + 1_234_567
+    times = pa.array([number], pa.timestamp("ns", "UTC"))
+    deep = pa.StructArray.from_arrays([times], ["signup"])
+    many = pa.array([[number]], pa.list_(pa.timestamp("ns")))
+    table = pa.table({"who": ["k"], "at": times, "deep": deep, "q": many,
+                      "tools": pa.array([[("a", number)]], pa.map_(pa.string(), pa.time64("ns"))),
+                      "system": pa.array([[number]], pa.list_(pa.duration("ns"), 1)),
+                      "more": pa.array([[number]], pa.large_list(pa.timestamp("ns")))})  # fmt: skip
+    pq.write_table(table, path)
+    columns = {"account": "who", "time": "at", "signup": "deep.signup", "messages": "q",
+               "tools": "tools", "system": "system", "answer": "more"}  # fmt: skip
+    take(path, mapping=MappingSettings(format="parquet", columns=columns))
+    when = datetime.fromtimestamp(START, UTC).replace(microsecond=1234)
+    assert rows("time", "signup") == [{"time": when, "signup": when}]
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("s", 1), ("ms", 1000), ("ns", 10**9)])
+def test_signups_are_in_the_unit_of_times_and_may_be_old(
+    tmp_path: Path, take: Take, rows: Rows, unit: Any, scale: int
+) -> None:
+    made = datetime(2012, 5, 1, tzinfo=UTC)
+    given = [int(made.timestamp()) * scale, made.isoformat(), 0, 10**400]
+    held = [{"who": "k", "at": int(START) * scale, "made": signup} for signup in given]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    columns = {"account": "who", "time": "at", "signup": "made"}
+    done = take(tmp_path / "a.jsonl", mapping=MappingSettings(columns=columns, time_unit=unit))
+    assert [row["signup"] for row in rows("signup")] == [made, made, None, None]
+    assert done.notes["signup time unreadable"] == 2
 
 
 def test_a_column_that_is_not_there_is_an_error(tmp_path: Path, take: Take) -> None:

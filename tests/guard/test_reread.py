@@ -67,6 +67,29 @@ def test_rows_and_stores_are_read_back(tmp_path: Path, take: Take, rows: Rows, i
     assert len(list(records_at(into, refs(rows())))) == 11
 
 
+def test_another_store_is_never_given_in_the_place_of_one(
+    tmp_path: Path, take: Take, rows: Rows, into: Path
+) -> None:
+    given = [replace(numbered(n, tokens=2), account="a") for n in range(6)]
+    for name, some in {
+        "store": given, "other": given[3:] + given[:3], "ends_otherwise": [*given[:5], numbered(9)],
+        "grown": [*given, numbered(8)],
+    }.items():  # fmt: skip
+        with Store(tmp_path / name) as store:
+            store.append_many(some)
+    take(tmp_path / "store")
+    (tmp_path / "store").rename(tmp_path / "moved")
+    for name in ("other", "ends_otherwise"):
+        with pytest.raises(DataError, match="is not the one that was read"):
+            list(read_back(into, refs(rows()), [tmp_path / name]))
+    for name in ("moved", "grown"):
+        found = list(read_back(into, refs(rows()), [tmp_path / "other", tmp_path / name]))
+        assert [e.id for e in found] == [e.id for e in given]
+    (tmp_path / "other").rename(tmp_path / "store")  # under the old path, too
+    with pytest.raises(DataError, match="is not the one that was read"):
+        list(read_back(into, refs(rows())))
+
+
 def test_csv_rows_are_read_back(tmp_path: Path, take: Take, rows: Rows, into: Path) -> None:
     (tmp_path / "a.csv").write_text(
         "who,at,q,a\n" + "".join(f'k,{1762000000 + n},"q\n{n}",a{n}\n' for n in range(5))

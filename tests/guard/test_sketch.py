@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stillhouse.guard.events import SKETCH_SLOTS
 from stillhouse.guard.key import NOTHING
 from stillhouse.guard.mask import CAP, capped, mask
-from stillhouse.guard.sketch import END_WORDS, Sketcher, similarity, windows
+from stillhouse.guard.sketch import END_WORDS, Sketcher, windows
 from tests.guard.log_lines import text
 
 KEY = bytes(range(32))
@@ -144,6 +144,11 @@ def test_another_key_gives_other_hashes() -> None:
 def sketches(*texts: str, key: bytes = KEY) -> np.ndarray:
     masked = mask([capped(one) for one in texts])
     return Sketcher(key).sketches(masked, windows(masked.data))
+
+
+def similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of equal slots."""
+    return float((one == other).mean())
 
 
 def jaccard(one: bytes, other: bytes) -> float:
