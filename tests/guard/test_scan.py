@@ -301,6 +301,16 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
     assert code == 0, out
     assert not (tmp_path / "range").exists()
     assert run(capsys, "simulate", str(text), "--out", place, "--quiet")[0] == 0
+    collect(
+        CollectSettings(
+            prompts=(tmp_path / "range" / "prompts" / "north.jsonl",), max_tokens=8, top_logprobs=0
+        ),
+        teacher="scripted:bigram", store=tmp_path / "answers",
+    )  # fmt: skip
+    place = str(tmp_path / "answered")
+    code, _, err = run(capsys, "simulate", str(text), "--out", place, "--answers",
+                       str(tmp_path / "answers"), "--quiet")  # fmt: skip
+    assert code == 0, err
     scan = ["scan", f"{place}/logs", "--out", str(tmp_path / "scan"), "--quiet", "--permutations",
             "9999", "--json"]  # fmt: skip
     code, out, err = run(capsys, *scan)
@@ -309,9 +319,9 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
     assert found["campaigns"]
     name = found["campaigns"][0]["id"]
     code, out, err = run(capsys, "export", str(tmp_path / "scan"), name, "--out",
-                         str(tmp_path / "store"), "--quiet")  # fmt: skip
+                         str(tmp_path / "store"), "--json", "--quiet")  # fmt: skip
     assert code == 0, err
-    assert "exchanges in" in out
+    assert json.loads(out)["exchanges"] > 100
 
 
 @pytest.mark.parametrize(
