@@ -32,8 +32,10 @@ from stillhouse import __version__
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.files import write_whole
 from stillhouse.guard.calibrate import Calibration
+from stillhouse.guard.catalogue import Catalogue
 from stillhouse.guard.detect import Scan, check_families, detect
 from stillhouse.guard.detect import calibrate as calibrate_events
+from stillhouse.guard.dossier import moment
 from stillhouse.guard.ingest import Ingested, ingest
 from stillhouse.guard.key import FieldHash, fingerprint, read_key, write_key
 from stillhouse.guard.mapping import MappingSettings
@@ -106,8 +108,8 @@ def guard_scan(
     scan.campaigns.sort(key=lambda one: (one["decision"] != "review", one["p_value"]))
     clock.stage("writing")
     _skeletons(scan, out, logs)
-    facts = {**scan.facts, "read": _told(read), "settings": settings.model_dump(mode="json"),
-             "stillhouse": __version__}  # fmt: skip
+    facts = {**scan.facts, "read": _told(read), "held": _held(out),
+             "settings": settings.model_dump(mode="json"), "stillhouse": __version__}  # fmt: skip
     for name, table in (("accounts", scan.accounts), ("substreams", scan.substreams)):
         aside = out / f".{name}.parquet.new"
         pq.write_table(table, aside)
@@ -195,7 +197,8 @@ def _key(named: Path | None, beside: Path) -> bytes:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.key")
+    whole = path.resolve() if path.name in ("", "..") else path  # `.` has no name
+    return whole.with_name(f"{whole.name}.key")
 
 
 def _with_hashed_names(settings: GuardSettings, key: bytes) -> GuardSettings:
@@ -222,6 +225,18 @@ def _told(read: Ingested) -> dict[str, Any]:
     return {
         "events_added": read.events, "duplicates": read.duplicates, "files": read.files,
         "rejects": dict(read.rejects), "notes": dict(read.notes),
+    }  # fmt: skip
+
+
+def _held(folder: Path) -> dict[str, Any]:
+    """What all ingests into a folder came to; `_told` is of the last one."""
+    catalogue = Catalogue.open(folder, None)
+    first, last = catalogue.first, catalogue.last
+    return {
+        "logs": len(catalogue.logs), "events": sum(catalogue.parts.values()),
+        "rejects": catalogue.rejects,
+        "first": None if first is None else moment(first),
+        "last": None if last is None else moment(last),
     }  # fmt: skip
 
 
