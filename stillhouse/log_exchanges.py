@@ -27,7 +27,7 @@ from stillhouse.exchange import (
 )
 from stillhouse.log_records import INT32, BadLine, LogRecord, name_of, parsed_text
 
-__all__ = ["exchange_of"]
+__all__ = ["asked_of", "exchange_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MEDIA = {"image_url": "image", "input_image": "image", "image": "image", "input_audio": "audio",
@@ -48,17 +48,36 @@ def exchange_of(record: LogRecord) -> Exchange:
     try:
         if isinstance(answer, Mapping) and "sampling" in answer and "version" in answer:
             return from_dict(answer)
-        if record.messages is None:
-            raise BadLine("the log keeps no text")
+        prompt, tools = asked_of(record)
         response, reasoning, finish, served = _answer(answer)
         return Exchange(
             time=_EPOCH + timedelta(microseconds=record.time_us), account=record.account,
             session=record.session, model=record.model or "", served_model=served,
-            prompt=_prompt(record), tools=tuple(map(_tool, _listed(record.tools))),
+            prompt=prompt, tools=tools,
             response=response, reasoning=reasoning, finish_reason=finish,
             sampling=_sampling(record.parameters or {}), input_tokens=record.input_tokens,
             output_tokens=record.output_tokens,
         )  # fmt: skip
+    except DataError as problem:
+        raise BadLine(f"no exchange: {problem.where}: {problem.found}"[:200]) from None
+
+
+def asked_of(record: LogRecord) -> tuple[tuple[Message, ...], tuple[Tool, ...]]:
+    """Prompt and tools of a record, whatever its answer is.
+
+    Raises:
+        BadLine: the log keeps no text, or it cannot be read.
+    """
+    if record.messages is None:
+        raise BadLine("the log keeps no text")
+    line = record.answer
+    try:
+        if isinstance(line, Mapping) and line.get("prompt") is record.messages:  # an exchange
+            return (
+                tuple(Message.build(one, "prompt") for one in _listed(record.messages)),
+                tuple(Tool.build(one, "tools") for one in _listed(record.tools)),
+            )
+        return _prompt(record), tuple(map(_tool, _listed(record.tools)))
     except DataError as problem:
         raise BadLine(f"no exchange: {problem.where}: {problem.found}"[:200]) from None
 

@@ -111,7 +111,7 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda found: _symbol(ord(found[0])), text)
 
 
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def _symbol(code: int) -> str:

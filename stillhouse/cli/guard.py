@@ -13,6 +13,7 @@ from stillhouse.cli.terminal import Common, all_given, duration, emit, make_prog
 from stillhouse.errors import ConfigError
 from stillhouse.guard.benchmark_settings import BenchmarkSettings
 from stillhouse.guard.settings import MAX_REJECTED, SCORING, GuardSettings
+from stillhouse.settings import make
 
 if TYPE_CHECKING:
     from stillhouse.guard.mapping import MappingSettings
@@ -223,10 +224,12 @@ def simulate(
     """
     from stillhouse.guard.simulate import planned
     from stillhouse.guard.simulate import simulate as write
-    from stillhouse.guard.simulate_settings import read_spec
+    from stillhouse.guard.simulate_settings import SimulateSettings, read_spec
 
     given = {"rates": rates, "prompts": prompts or None, "answers": answers}
-    settings = read_spec(spec).model_copy(update={k: v for k, v in given.items() if v is not None})
+    named = {name: value for name, value in given.items() if value is not None}
+    both = read_spec(spec).model_dump() | named
+    settings = make(SimulateSettings, both, where="guard simulate")  # what was named is checked too
     if dry_run:
         plan = planned(settings)
         line = (

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,9 @@ from stillhouse.guard.population import KINDS, Population
 from stillhouse.guard.settings import SCORING, GuardSettings
 
 __all__ = ["Calibration", "conformal", "fewest_of_a_stratum", "strata"]
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile,
+           zlib.error)  # fmt: skip
 
 _VERSION = 5
 _VOLUMES = (8, 64, 512)
@@ -182,7 +187,7 @@ class Calibration:
                 frozen, arrays["scores"], arrays["joined"], arrays["starts"], arrays["clusters"],
                 float(facts["hours"]), dict(facts["settings"]), str(facts.get("key", "")),
             )  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as problem:
+        except _DAMAGE as problem:
             raise DataError(
                 f"calibration {path}", str(problem).partition("\n")[0] or "nothing readable",
                 "a file that `guard calibrate` wrote", "Calibrate again",

@@ -221,6 +221,7 @@ def _estimate(cluster: Cluster, events: Ints, settings: GuardSettings) -> dict[s
         "input_tokens": int(sent[counted].sum()) if counted.any() else None,
         "output_tokens": int(got[counted].sum()) if counted.any() else None,
         "events_with_tokens": int(counted.sum()),
+        "events_priced": len(cost) if logged else int(counted.sum()),
         "usd": float(cost.sum()) if logged else (float(priced) if counted.any() else None),
         "basis": "cost as logged" if logged else "tokens at the list price of the settings",
     }

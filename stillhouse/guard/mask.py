@@ -16,13 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CAP", "PAD", "Masked", "capped", "mask"]
+__all__ = ["CAP", "PAD", "UNSPACED", "Masked", "capped", "mask"]
 
 CAP = 4096
 """Characters of a text that are looked at: half from its beginning, half from its end, where
 wrappers stand. Ours; research put the newest turn's cap at about 4 KB."""
 PAD = 32
 """Bytes behind the last text, so that windows may be read over its end."""
+UNSPACED = "\u0e00-\u0eff\u3040-\udfff"
+"""Characters that are words of their own, as a class of a regular expression has them; on bytes
+`_beyond_ascii` finds the same."""
 
 _LONG = 24  # characters of a word that is no word of a language but a hash or an encoding
 _HELD, _NUMBER, _SPACE, _QUOTE, _END = 0x01, 0x30, 0x20, 0x22, 0xFF  # 0xFF occurs in no UTF-8 text

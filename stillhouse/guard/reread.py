@@ -58,9 +58,19 @@ def read_back(
 
 
 def records_at(
-    folder: Path, refs: Iterable[tuple[int, int]], logs: Iterable[Path] = ()
+    folder: Path,
+    refs: Iterable[tuple[int, int]],
+    logs: Iterable[Path] = (),
+    unread: set[int] | None = None,
 ) -> Iterator[tuple[int, int, LogRecord]]:
     """(file, offset, record) of events, by file and offset; each once.
+
+    Args:
+        folder: the scan's.
+        refs: (file, offset) of each event.
+        logs: where logs lie now, if they were moved.
+        unread: where to note the numbers of logs that are not there or changed, which are passed
+            over; None raises at the first.
 
     Raises:
         DataError: a log is not there or changed.
@@ -73,10 +83,14 @@ def records_at(
                 "Ask for events of this scan",
             )  # fmt: skip
         log = catalogue.logs[file]
-        path = _where(log, given)
         offsets = [offset for _, offset in group]
-        for offset, record in _in_log(log, path, offsets):
-            yield file, offset, record
+        try:
+            for offset, record in _in_log(log, _where(log, given), offsets):
+                yield file, offset, record
+        except DataError:
+            if unread is None:
+                raise
+            unread.add(file)
 
 
 def _where(log: Log, given: list[Path]) -> Path:

@@ -32,15 +32,18 @@ from stillhouse import __version__
 from stillhouse.errors import ConfigError, DataError
 from stillhouse.files import write_whole
 from stillhouse.guard.calibrate import Calibration
+from stillhouse.guard.catalogue import Catalogue
 from stillhouse.guard.detect import Scan, check_families, detect
 from stillhouse.guard.detect import calibrate as calibrate_events
+from stillhouse.guard.dossier import moment
 from stillhouse.guard.ingest import Ingested, ingest
 from stillhouse.guard.key import FieldHash, fingerprint, read_key, write_key
 from stillhouse.guard.mapping import MappingSettings
 from stillhouse.guard.page import write_page
 from stillhouse.guard.reread import records_at
 from stillhouse.guard.settings import MAX_REJECTED, GuardSettings
-from stillhouse.guard.skeleton import skeletons
+from stillhouse.guard.skeleton import ends, skeletons
+from stillhouse.guard.sources import files_of
 from stillhouse.guard.turns import newest_turn
 from stillhouse.progress import Progress, Silent
 
@@ -105,8 +108,8 @@ def guard_scan(
     scan.campaigns.sort(key=lambda one: (one["decision"] != "review", one["p_value"]))
     clock.stage("writing")
     _skeletons(scan, out, logs)
-    facts = {**scan.facts, "read": _told(read), "settings": settings.model_dump(mode="json"),
-             "stillhouse": __version__}  # fmt: skip
+    facts = {**scan.facts, "read": _told(read), "held": _held(out),
+             "settings": settings.model_dump(mode="json"), "stillhouse": __version__}  # fmt: skip
     for name, table in (("accounts", scan.accounts), ("substreams", scan.substreams)):
         aside = out / f".{name}.parquet.new"
         pq.write_table(table, aside)
@@ -194,7 +197,8 @@ def _key(named: Path | None, beside: Path) -> bytes:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.key")
+    whole = path.resolve() if path.name in ("", "..") else path  # `.` has no name
+    return whole.with_name(f"{whole.name}.key")
 
 
 def _with_hashed_names(settings: GuardSettings, key: bytes) -> GuardSettings:
@@ -224,29 +228,61 @@ def _told(read: Ingested) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _held(folder: Path) -> dict[str, Any]:
+    """What all ingests into a folder came to; `_told` is of the last one."""
+    catalogue = Catalogue.open(folder, None)
+    first, last = catalogue.first, catalogue.last
+    return {
+        "logs": len(catalogue.logs), "events": sum(catalogue.parts.values()),
+        "rejects": catalogue.rejects,
+        "first": None if first is None else moment(first),
+        "last": None if last is None else moment(last),
+    }  # fmt: skip
+
+
 def _skeletons(scan: Scan, folder: Path, logs: Sequence[Path]) -> None:
-    """Write the templates' skeletons into the campaigns; where a log is gone, that is said."""
+    """Write the templates' skeletons into the campaigns; of logs that are gone, that is said.
+
+    All campaigns' requests are read in one go: a compressed log has no other way than through it.
+    """
     table = scan.substreams
     names = table["campaign"].to_numpy(zero_copy_only=False)
+    of: dict[tuple[int, int], tuple[str, int]] = {}  # an account, so its event, is of one campaign
     for campaign in scan.campaigns[:_SHOWN]:
         rows = np.flatnonzero(names == campaign["id"])
         some = table.take(rows[:: max(1, len(rows) // _TEXTS)][:_TEXTS])
-        refs = list(zip(some["file"].to_pylist(), some["offset"].to_pylist(), strict=True))
-        who = dict(zip(refs, some["customer"].to_pylist(), strict=True))
-        try:
-            texts = [
-                (who[file, offset], newest_turn(record.messages, record.system).text)
-                for file, offset, record in records_at(folder, refs, logs)
-            ]
-        except DataError as problem:
-            campaign["template"] = {"skeletons": [], "why_none": str(problem)}
-            continue
-        shown = [
-            {"text": one.text, "texts": one.texts, "customers": one.customers}
-            for one in skeletons(texts)
-        ]
-        why = None if shown else "no text in the logs, or nothing that enough customers share"
-        campaign["template"] = {"skeletons": shown, "why_none": why, "read": len(texts)}
+        refs = zip(some["file"].to_pylist(), some["offset"].to_pylist(), strict=True)
+        whose = ((campaign["id"], customer) for customer in some["customer"].to_pylist())
+        of.update(zip(refs, whose, strict=True))
+    texts: dict[str, list[tuple[int, str]]] = {name: [] for name, _ in of.values()}
+    unread: set[int] = set()
+    given = list(files_of(logs))
+    for file, offset, record in records_at(folder, of, given, unread):
+        name, customer = of[file, offset]
+        texts[name].append((customer, ends(newest_turn(record.messages, record.system).text)))
+    for campaign in scan.campaigns[:_SHOWN]:
+        needed = {file for (file, _), (name, _) in of.items() if name == campaign["id"]}
+        campaign["template"] = _template(texts.get(campaign["id"], []), needed, unread)
+
+
+def _template(
+    texts: Sequence[tuple[int, str]], needed: set[int], unread: set[int]
+) -> dict[str, Any]:
+    """What a campaign's entry says of its template."""
+    shown = [
+        {"text": one.text, "texts": one.texts, "customers": one.customers}
+        for one in skeletons(texts)
+    ]
+    why = None if shown else "no text in the logs, or nothing that enough customers share"
+    if not shown and needed <= unread:
+        why = (
+            "the logs are not where they were read, or changed; name them to `guard scan` where "
+            "they lie now (what was read is not read twice)"
+        )
+    return {
+        "skeletons": shown, "why_none": why, "read": len(texts), "logs": len(needed),
+        "logs_read": len(needed - unread),
+    }  # fmt: skip
 
 
 class _Clock:

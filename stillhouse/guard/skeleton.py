@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["PAYLOAD", "Skeleton", "skeletons"]
+from stillhouse.guard.mask import UNSPACED
+
+__all__ = ["PAYLOAD", "Skeleton", "ends", "skeletons"]
 
 PAYLOAD = "[…]"
 """Stands for whatever the texts do not share."""
@@ -22,7 +24,8 @@ _MOST = 3  # wordings that are shown
 _LONGEST = 160  # words of a skeleton that are shown
 _BEGINNING = 3  # words by which texts are told apart as wordings
 _EITHER_END = 2048  # characters of a text that are looked at: a wrapper stands at an end
-_WORD = re.compile(r"\s*\S+")
+# One character of a script that writes no spaces is a word, or a whole text would be one.
+_WORD = re.compile(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +49,27 @@ def skeletons(texts: Sequence[tuple[int, str]]) -> list[Skeleton]:
         out.
     """
     groups: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
-    ends = [(customer, words) for customer, text in texts if (words := _words(text))]
+    rest = [(customer, words) for customer, text in texts if (words := _words(text))]
     for side in (1, -1):
         # Wrappers stand at either end: texts are grouped by whichever end they share.
-        common = Counter(_end(words, side) for _, words in ends)
+        common = Counter(_end(words, side) for _, words in rest)
         left: list[tuple[int, list[str]]] = []
-        for customer, words in ends:
+        for customer, words in rest:
             end = _end(words, side)
             if common[end] >= _FEWEST:
                 groups.setdefault((str(side), *end), []).append((customer, words))
             else:
                 left.append((customer, words))
-        ends = left
+        rest = left
     found = [made for group in groups.values() if (made := _skeleton(group)) is not None]
     return sorted(found, key=lambda one: -one.texts)[:_MOST]
+
+
+def ends(text: str) -> str:
+    """What of a text is looked at, for those who keep many: the whole of a short one."""
+    if len(text) <= 2 * _EITHER_END:
+        return text
+    return f"{text[:_EITHER_END]}\n{text[-_EITHER_END:]}"
 
 
 def _words(text: str) -> list[str]:

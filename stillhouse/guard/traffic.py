@@ -140,27 +140,30 @@ def read_traffic(events: Path, days: float | None = None) -> Traffic:
         EvidenceError: no events.
     """
     files = part_paths(events)
-    parts = [_read_part(path) for path in files]
-    sizes = tuple((path, len(part["time"])) for path, part in zip(files, parts, strict=True))
-    if not sum(len(part["time"]) for part in parts):
+    times = [_times(path) for path in files]
+    sizes = tuple((path, len(time)) for path, time in zip(files, times, strict=True))
+    time = np.concatenate(times)
+    if not len(time):
         raise EvidenceError(
             f"events {events}", "no events", "at least one", "Look at what the ingest rejected"
         )
+    begin, end = _bulk(time)
+    strays = int(((time < begin) | (time > end)).sum())
+    begin = begin if days is None else max(begin, end - int(days * 24 * HOUR))
+    inside = (time >= begin) & (time <= end)
+    parts, first = [], 0
+    for path, count in sizes:  # a folder holds more days than are asked for, and than memory does
+        wanted = inside[first : first + count]
+        first += count
+        if wanted.any():
+            parts.append(_read_part(path, wanted))
     account, names = _united([part.pop("account") for part in parts])
     model, models = _united([part.pop("model") for part in parts])
     columns = {}
     for name in list(parts[0]):
         pieces = [part.pop(name) for part in parts]
         columns[name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    columns["row"] = np.arange(len(account), dtype=np.uint32)
-    begin, end = _bulk(columns["time"])
-    strays = int(((columns["time"] < begin) | (columns["time"] > end)).sum())
-    begin = begin if days is None else max(begin, end - int(days * 24 * HOUR))
-    inside = (columns["time"] >= begin) & (columns["time"] <= end)
-    if not inside.all():
-        account, names = _kept(account[inside], names)
-        model, models = _kept(model[inside], models)
-        columns = {name: column[inside] for name, column in columns.items()}
+    columns["row"] = np.flatnonzero(inside).astype(np.uint32)
     made = _canonical(account, names, model, models, columns, sizes)
     return replace(made, strays=strays, older=int((~inside).sum()) - strays)
 
@@ -183,25 +186,24 @@ def _bulk(time: Ints) -> tuple[int, int]:
     return int(inside.min()), int(inside.max())
 
 
-def _kept(
-    codes: npt.NDArray[np.int32], words: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-    """Codes and words without those that no code stands for any more."""
-    used, place = np.unique(codes, return_inverse=True)
-    return place.astype(np.int32), words[used]
+def _times(path: Path) -> Ints:
+    """When the events of one part were; the part's columns are looked at, too."""
+    return _read(path, ["time"])["time"].cast(pa.int64()).to_numpy()
 
 
-def _read_part(path: Path) -> dict[str, Any]:
-    """The columns of one part, sketches folded into bands."""
-    wanted = ["account", "time", "model", "sketch", "signup", "file", "offset"]
-    wanted += [*_HASHES, *_NUMBERS]
+def _read(path: Path, columns: list[str], wanted: npt.NDArray[np.bool_] | None = None) -> pa.Table:
+    """Columns of one part, of all rows or of those that are wanted."""
+    known = ["account", "time", "model", "sketch", "signup", "file", "offset"]
+    known += [*_HASHES, *_NUMBERS]
     try:
         stands = pq.read_schema(path)
         wrong = [
-            name for name in wanted
+            name for name in known
             if name not in stands.names or stands.field(name).type != EVENTS.field(name).type
         ]  # fmt: skip
-        table = None if wrong else pq.read_table(path, columns=wanted)
+        table = None if wrong else pq.read_table(path, columns=columns or known)
+        if table is not None and wanted is not None and not wanted.all():
+            table = table.filter(pa.array(wanted))
     except (OSError, pa.ArrowInvalid) as problem:
         raise DataError(
             str(path), " ".join(str(problem).split())[:200], "a part of an events table",
@@ -212,11 +214,17 @@ def _read_part(path: Path) -> dict[str, Any]:
             str(path), f"columns missing or of another type: {', '.join(wrong)}",
             "the columns of guard/events.py", "Read the logs again with this release",
         )  # fmt: skip
-    if table["time"].null_count or table["account"].null_count:
+    if any(table[name].null_count for name in ("time", "account") if name in table.column_names):
         raise DataError(
             str(path), "an event without account or time", "both in every row",
             "Read the logs again: an ingest rejects such lines",
         )  # fmt: skip
+    return table
+
+
+def _read_part(path: Path, wanted: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """The columns of the wanted events of one part, sketches folded into bands."""
+    table = _read(path, [], wanted)
     out: dict[str, Any] = {
         "account": table["account"].combine_chunks(),
         "model": table["model"].combine_chunks(),

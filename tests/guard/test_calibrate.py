@@ -78,6 +78,18 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path) -> None:
         Calibration.load(tmp_path / "other.npz")
 
 
+def test_a_damaged_calibration_is_refused(tmp_path: Path, calibration: Calibration) -> None:
+    path = tmp_path / "file"
+    calibration.save(path)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = [whole[:middle], whole[:middle] + bytes(64) + whole[middle + 64 :]]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="Calibrate again"):
+            Calibration.load(path)
+
+
 def test_another_version_is_refused(
     tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:

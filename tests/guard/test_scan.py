@@ -126,6 +126,10 @@ def test_logs_are_added_to_a_scan_and_not_read_twice(range_: Path, tmp_path: Pat
     both = guard_scan(SETTINGS, logs=days, out=tmp_path / "scan")
     assert both.facts["events"] > first.facts["events"]
     assert both.facts["read"]["events_added"] == both.facts["events"] - first.facts["events"]
+    assert both.facts["held"]["events"] == both.facts["events"]
+    assert both.facts["held"]["logs"] == len(days)
+    assert both.facts["held"]["first"] == first.facts["held"]["first"]
+    assert both.facts["held"]["last"] > first.facts["held"]["last"]
     again = guard_scan(SETTINGS, logs=[], out=tmp_path / "scan")
     assert again.facts["events"] == both.facts["events"]
     assert again.campaigns == both.campaigns
@@ -301,6 +305,16 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
     assert code == 0, out
     assert not (tmp_path / "range").exists()
     assert run(capsys, "simulate", str(text), "--out", place, "--quiet")[0] == 0
+    collect(
+        CollectSettings(
+            prompts=(tmp_path / "range" / "prompts" / "north.jsonl",), max_tokens=8, top_logprobs=0
+        ),
+        teacher="scripted:bigram", store=tmp_path / "answers",
+    )  # fmt: skip
+    place = str(tmp_path / "answered")
+    code, _, err = run(capsys, "simulate", str(text), "--out", place, "--answers",
+                       str(tmp_path / "answers"), "--quiet")  # fmt: skip
+    assert code == 0, err
     scan = ["scan", f"{place}/logs", "--out", str(tmp_path / "scan"), "--quiet", "--permutations",
             "9999", "--json"]  # fmt: skip
     code, out, err = run(capsys, *scan)
@@ -309,15 +323,25 @@ def test_the_command_line_goes_from_a_spec_to_a_store(tmp_path: Path, capsys: An
     assert found["campaigns"]
     name = found["campaigns"][0]["id"]
     code, out, err = run(capsys, "export", str(tmp_path / "scan"), name, "--out",
-                         str(tmp_path / "store"), "--quiet")  # fmt: skip
+                         str(tmp_path / "store"), "--json", "--quiet")  # fmt: skip
     assert code == 0, err
-    assert "exchanges in" in out
+    assert json.loads(out)["exchanges"] > 100
+
+
+def test_answers_without_text_to_answer_are_refused(tmp_path: Path, capsys: Any) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("text: false\nprompts: [own.jsonl]\ncampaigns: [{name: north, accounts: 5}]\n")
+    asked = ["simulate", str(spec), "--answers", str(tmp_path / "answers"), "--dry-run"]
+    code, _, err = run(capsys, *asked)
+    assert code == 2, err
+    assert "no campaign's text to answer" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["scan", "nothing-here", "--out", "s"], 3, "nothing-here"),
+        (["scan", "nothing-here", "--out", "."], 3, "nothing-here"),
         (["scan", "--out", "new/empty"], 3, "no logs given, and none were read into it"),
         (["scan", "--out", "s", "--calibration", "none.cal"], 3, "none.cal"),
         (["scan", "--out", "s", "--familys", "content"], 2, "Did you mean --families?"),

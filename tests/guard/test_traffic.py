@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -176,3 +177,53 @@ def test_the_last_days_only(tmp_path: Path) -> None:
         pq.read_table(path, columns=["offset"])["offset"].to_numpy() for path, _ in last.parts
     ])  # fmt: skip
     assert (again[rows] == last.columns["offset"][:5]).all()
+
+
+@pytest.mark.parametrize("days", [None, 2, 0.5])
+def test_days_that_are_left_out_are_as_if_they_had_been_read(
+    tmp_path: Path, days: float | None
+) -> None:
+    """Accounts and models of older days, whole older parts and a stray included."""
+    folder = small(days=7).write(tmp_path, parts=3)
+    moved(folder, {0: datetime(2020, 1, 1, tzinfo=UTC)})
+    paths = sorted(folder.glob("part-*.parquet"))
+    table = pa.concat_tables([pq.read_table(path) for path in paths]).sort_by("time")
+    times = table["time"].cast(pa.int64()).to_numpy()
+    for path, place in zip(paths, np.array_split(np.arange(len(times)), len(paths)), strict=True):
+        pq.write_table(table.take(pa.array(place)), path)
+    found = read_traffic(folder, days)
+    begins = times[1] if days is None else times[-1] - days * 24 * HOUR
+    inside = times >= begins
+    (tmp_path / "alone").mkdir()
+    pq.write_table(table.filter(pa.array(inside)), tmp_path / "alone" / "part-00000.parquet")
+    alone = read_traffic(tmp_path / "alone")
+    assert (found.strays, found.older) == (1, int((~inside).sum()) - 1)
+    assert (found.names == alone.names).all()
+    assert found.models == alone.models
+    for ours, theirs in ((found.account, alone.account), (found.time, alone.time),
+                         (found.fingerprint, alone.fingerprint)):  # fmt: skip
+        assert ours.dtype == theirs.dtype
+        assert (ours == theirs).all()
+    assert found.columns.keys() == alone.columns.keys()
+    for name, column in found.columns.items():
+        other = alone.columns[name] + np.flatnonzero(inside)[0] * (name == "row")
+        assert (column == other).all(), name
+    events = np.arange(0, len(found), 7)
+    assert (found.sketches(events) == alone.sketches(events)).all()
+
+
+def test_parts_before_the_days_are_not_loaded(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = small(days=7).write(tmp_path, parts=1)
+    table = pq.read_table(folder).sort_by("time")
+    half = len(table) // 2
+    for number, part in enumerate((table.slice(0, half), table.slice(half))):
+        pq.write_table(part, folder / f"part-{number:05d}.parquet")
+    read, asked = pq.read_table, []
+
+    def noted(path: Path, columns: list[str]) -> pa.Table:
+        asked.append((path.name, len(columns)))
+        return read(path, columns=columns)
+
+    monkeypatch.setattr(pq, "read_table", noted)
+    read_traffic(folder, days=0.5)
+    assert [name for name, columns in asked if columns > 1] == ["part-00001.parquet"]
