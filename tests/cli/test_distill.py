@@ -226,6 +226,7 @@ def test_exchanges_at_hand_are_trained_on_without_any_prompts(
 ) -> None:
     recipe = yaml.safe_load((workshop / "recipe.yaml").read_text())
     del recipe["evaluate"], recipe["collect"]["prompts"]
+    recipe["collect"]["authorisation"] = str(workshop / "authorisation.yaml")
     recipe |= {"exchanges": str(finished / "exchanges"), "runs": str(tmp_path), "name": "bare"}
     recipe["train"]["epochs"] = 1
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump(recipe))
