@@ -32,7 +32,6 @@ import yaml
 
 import stillhouse
 from stillhouse.audit import words
-from stillhouse.audit.functions import FUNCTIONS
 from stillhouse.audit.settings import TwinSettings
 from stillhouse.cli.pipeline import run_stages
 from stillhouse.cli.terminal import duration, make_progress
@@ -335,7 +334,7 @@ def _audited(story: Story) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for number, (name, one) in enumerate(zip(names, evidence, strict=True), start=1):
         assert isinstance(one, dict)  # neither waits for anybody's answers
-        checked = stillhouse.audit_verify(folder / "bundle" / str(number), FUNCTIONS)
+        checked = stillhouse.audit_verify(folder / "bundle" / str(number))
         told[name] = {
             "p_value": one["p_value"], "n": one["n"], "verdict": one["verdict"],
             "share": one["effect"]["value"], "low": one["effect"]["low"],

@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from time import time
@@ -78,6 +79,7 @@ class EndpointModel:
                 "Correct the spec or its options",
             )  # fmt: skip
         self.spec, self.name, self.base_url, self.model = spec, name or model, base_url, model
+        self._address = re.sub("//[^/@]*@", "//", base_url)  # what lets somebody in is kept nowhere
         # What a server can do is known when it has done it: log-probabilities are checked as they
         # come. Nothing here scores given text: the chat form has no word for it.
         self.capabilities = Capabilities(text=True, top_logprobs=_TOP_LOGPROBS)
@@ -223,7 +225,7 @@ class EndpointModel:
         if len(known) < len(ids) or [len(row) for row in pairs] != [len(row) for row in tops]:
             raise self._without("log-probabilities without token ids")
         return logprob_columns(
-            chosen, pairs, token_ids=known, tokenizer=f"served:{self.base_url}#{self.model}",
+            chosen, pairs, token_ids=known, tokenizer=f"served:{self._address}#{self.model}",
             engine=self._server or None,
         )  # fmt: skip
 
