@@ -176,7 +176,8 @@ class Calibration:
             DataError: the file is none, or of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as held:
+            # numpy leaves a file open that turns out to be no archive
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 facts = json.loads(held["facts"].tobytes())
                 arrays = {name: held[name] for name in held.files if name != "facts"}
             version = facts.get("version")
