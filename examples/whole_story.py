@@ -36,7 +36,7 @@ from stillhouse.audit.settings import TwinSettings
 from stillhouse.cli.pipeline import run_stages
 from stillhouse.cli.terminal import duration, make_progress
 from stillhouse.config import CollectSettings, load_recipe
-from stillhouse.errors import ConfigError, EvidenceError, StillhouseError
+from stillhouse.errors import ConfigError, DataError, EvidenceError, StillhouseError
 from stillhouse.files import alone, write_whole
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.simulate_settings import SimulateSettings
@@ -289,9 +289,20 @@ def _exported(story: Story) -> dict[str, Any]:
             f"Read {story.folder / 'scan' / 'report.html'}; another --seed tells another week",
         )  # fmt: skip
     for campaign in story.stages["found"]["campaigns"]:
-        _, left_out[campaign["id"]] = stillhouse.guard_export(
-            story.folder / "scan", campaign["id"], out=out, served=story.folder / "served",
-            progress=story.progress,
+        try:
+            _, left_out[campaign["id"]] = stillhouse.guard_export(
+                story.folder / "scan", campaign["id"], out=out, served=story.folder / "served",
+                progress=story.progress,
+            )  # fmt: skip
+        except DataError as problem:  # a false campaign was served nothing: the page tells of it
+            if not problem.where.startswith("campaign "):
+                raise
+            left_out[campaign["id"]] = {problem.found: campaign["exchanges"]}
+    if not out.exists():
+        raise EvidenceError(
+            f"the week of seed {story.seed}", "campaigns called, and none of them the real one",
+            "one, whose exchanges are audited",
+            f"Read {story.folder / 'scan' / 'report.html'}; another --seed tells another week",
         )  # fmt: skip
     with Store(out, "r") as store:
         return {"exchanges": len(store), "left_out": left_out}

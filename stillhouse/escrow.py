@@ -214,11 +214,15 @@ class Escrow:
         return {name: twins[pair] for name, pair in pairs.items() if pair in twins}
 
     def behind(self, served: Iterable[Exchange]) -> bool:
-        """Whether the pair of some answer, its twin at hand, is not committed to yet."""
-        promised = {line["pair"] for line in self.committed()}
+        """Whether the pair of some answer, its twin at hand, is not committed to as it stands."""
         with Store(self.twins, "r") as store:
-            open_pairs = {pair_key(twin) for twin in store} - promised
-        return bool(open_pairs) and any(pair_key(exchange) in open_pairs for exchange in served)
+            twins = {pair_key(twin): twin.id for twin in store}
+        promised = {line["pair"]: line["commitment"] for line in self.committed()}
+        pairs = ((pair_key(exchange), exchange) for exchange in served)
+        return any(
+            promised.get(pair) != commitment(self.nonce(exchange), exchange.id, twins[pair])
+            for pair, exchange in pairs if pair in twins
+        )  # fmt: skip
 
     def published(self) -> dict[str, Any]:
         """What was to be published: the key's hash, how many pairs, and the root over all lines of

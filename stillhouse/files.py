@@ -34,6 +34,7 @@ _LARGEST_SECRET = 1 << 16
 
 # What decides a model's answers; optimizer states, cards and logs beside them do not.
 _OF_A_MODEL = {".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model"}
+_VOCABULARY = {"merges.txt", "vocab.txt"}
 
 
 def write_whole(path: Path, content: bytes | str, aside: Path | None = None) -> Path:
@@ -77,7 +78,11 @@ def model_hash(path: Path) -> str:
     """
     if path.is_file():
         return file_hash(path)
-    files = sorted(x for x in path.iterdir() if x.suffix in _OF_A_MODEL and x.is_file())
+    files = sorted(
+        x
+        for x in path.iterdir()
+        if x.is_file() and (x.suffix in _OF_A_MODEL or x.name in _VOCABULARY)
+    )
     listed = "".join(f"{file_hash(file)} {file.name}\n" for file in files)
     return "w1:" + hashlib.sha256(listed.encode()).hexdigest()
 

@@ -278,6 +278,9 @@ def test_answers_are_held_against_the_terms_recorded_with_them(tmp_path: Path, s
     file = written(tmp_path / "a.yaml", {**AUTHORISATION, "teacher": "openai-api"})
     theirs = gate("https://api.openai.com/v1#gpt-4o", authorisation=file)
     gate_exchanges([replace(numbered(2), terms=bad)], theirs)
+    ours = gate(AUTHORISATION["teacher"], authorisation=written(tmp_path / "b.yaml", AUTHORISATION))
+    with pytest.raises(TermsError):  # all that is unknown has one entry
+        gate_exchanges([replace(numbered(2), terms=replace(bad, teacher="unknown"))], ours)
     with pytest.raises(TermsError):  # an authorisation for one teacher is none for another
         gate_exchanges([replace(numbered(2), terms=replace(bad, teacher="anthropic-api"))], theirs)
 

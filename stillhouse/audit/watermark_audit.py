@@ -19,7 +19,7 @@ from stillhouse.audit.green import scored_pairs
 from stillhouse.audit.page import write_page
 from stillhouse.audit.radioactivity import evidence
 from stillhouse.audit.settings import WatermarkSettings
-from stillhouse.audit.suspect import failure_of, name_of_model, note_model
+from stillhouse.audit.suspect import failure_of, model_line, name_of_model, note_model
 from stillhouse.errors import CapabilityError, ConfigError, DataError, ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Message, Request, Sampling, Tool, to_dict
 from stillhouse.messages import Prompt
@@ -154,11 +154,14 @@ def _plan(
 ) -> dict[str, Any]:
     plain_settings = settings.model_dump(mode="json")
     names = ("mode", "looks", "known_windows", "seed")
+    line = model_line(suspect, "suspect")
     sampling = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
     return {
         "test": "watermark",
         "stillhouse": __version__,
         "suspect": name_of_model(suspect),
+        # a name may be many models': a bundle of one is no other's
+        "suspect_model": {name: line[name] for name in ("reached", "endpoint", "weights")},
         "watermark": {**watermark.facts(), "tokenizer": vocabulary.tokenizer},
         **{name: plain_settings[name] for name in names},
         "alpha": settings.level,

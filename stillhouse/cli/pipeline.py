@@ -133,6 +133,8 @@ def _run_stage(run: Run, stage: str, progress: Progress) -> dict[str, Any]:
         if state == "done":
             progress.say("  already done")
             return run.record["stages"][stage].get("result", {})
+        if state == "changed" and stage == "collect" and run.record["stages"].get("train"):
+            progress.say("  answers may be added: 'train' will then want --again train")
         if state == "changed" and stage != "collect":
             raise ConfigError(
                 f"run '{run.recipe.name}'",

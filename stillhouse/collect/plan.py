@@ -169,11 +169,12 @@ def make_plan(
 
 def _half_there(keys: Sequence[str], held: Held) -> int:
     """Requests that pairs of which one answer is there add to two for each that is to be served:
-    one more for the twin of an answer that is, one less where it is the twin that is there.
+    one more for the twin of an answer that is, one less where it is the twin that is there. Pairs
+    whose other half was refused for good stay halves.
     """
     more = 0
     for pair in zip(keys[::2], keys[1::2], strict=True):
         there = [key for key in pair if key in held.keys]
-        if len(there) == 1:
+        if len(there) == 1 and not any(key in held.refused - held.keys for key in pair):
             more += -1 if there[0] in held.twins else 1
     return more

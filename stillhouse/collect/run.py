@@ -95,8 +95,7 @@ def plan(
         held = _held(served, twins, origin, Failures(store))
         questions = Questions(prompts.prompts, settings, terms)
         work = make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
-        if escrow is not None and work.to_ask:
-            escrow.refuse_promised(left_to_ask(questions, held))
+        _keep_promises(escrow, work, questions, held, _SILENT)
         return work
 
 
@@ -143,8 +142,7 @@ def collect(
         )  # fmt: skip
         questions = Questions(prompts.prompts, settings, terms)
         work = make_plan(prompts, questions, settings, teacher=teacher, terms=terms, held=held)
-        if escrow is not None and work.to_ask:
-            escrow.refuse_promised(left_to_ask(questions, held))
+        _keep_promises(escrow, work, questions, held, progress)
         _announce(work, prompts, served.torn, progress)
         asking = Asking(kept, failures, settings, work, progress)
         # Another spec may name the same model; only the model itself can tell.
@@ -215,6 +213,20 @@ def _gates(
         origin.refuse_other_secret("watermark", mark.commitment if mark else None)
         origin.refuse_other_settings(settings)
     return escrow, mark
+
+
+def _keep_promises(
+    escrow: Escrow | None, work: Plan, questions: Questions, held: Held, progress: Progress
+) -> None:
+    """Refuse to answer committed pairs anew, and say what more pairs mean for audits under way."""
+    if escrow is None or not work.to_ask:
+        return
+    escrow.refuse_promised(left_to_ask(questions, held))
+    if (escrow.folder / "audits.jsonl").exists():
+        progress.say(
+            f"audits were begun on {escrow.folder}: those that are not sealed yet cannot go on "
+            "once pairs are added"
+        )
 
 
 def _there(path: Path, opened: ExitStack) -> Store | None:

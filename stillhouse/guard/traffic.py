@@ -151,6 +151,7 @@ def read_traffic(events: Path, days: float | None = None) -> Traffic:
     strays = int(((time < begin) | (time > end)).sum())
     begin = begin if days is None else max(begin, end - int(days * 24 * HOUR))
     inside = (time >= begin) & (time <= end)
+    del time, times  # of all that the folder holds, while the days that are asked for are loaded
     parts, first = [], 0
     for path, count in sizes:  # a folder holds more days than are asked for, and than memory does
         wanted = inside[first : first + count]
@@ -164,8 +165,10 @@ def read_traffic(events: Path, days: float | None = None) -> Traffic:
         pieces = [part.pop(name) for part in parts]
         columns[name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     columns["row"] = np.flatnonzero(inside).astype(np.uint32)
+    older = int((~inside).sum()) - strays
+    del inside
     made = _canonical(account, names, model, models, columns, sizes)
-    return replace(made, strays=strays, older=int((~inside).sum()) - strays)
+    return replace(made, strays=strays, older=older)
 
 
 def _bulk(time: Ints) -> tuple[int, int]:
