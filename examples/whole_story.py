@@ -86,12 +86,15 @@ class Story:
         if self._record.exists():
             self.stages = json.loads(self._record.read_text("utf-8"))
             if self.stages["told_with"] != told:
-                raise _unfit(folder, "a story told with other settings", "name another --out")
+                raise _unfit(folder, "a story told with other settings", "Name another --out")
         elif folder.is_dir() and any(p.name not in _OWN_FIRST for p in folder.iterdir()):
-            raise _unfit(folder, "files that are no story", "name another --out: parts are deleted")
+            raise _unfit(folder, "files that are no story", "Name another --out: parts are deleted")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._record, json.dumps(self.stages, indent=1) + "\n")
+            self._write()
+
+    def _write(self) -> None:
+        write_whole(self._record, json.dumps(self.stages, indent=1) + "\n")
 
     def stage(self, name: str, line: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a stage, done once."""
@@ -107,7 +110,7 @@ class Story:
                 spent[name] = round(spent.get(name, 0.0) + time.monotonic() - began, 1)
                 if result is not None:
                     self.stages[name] = result
-                write_whole(self._record, json.dumps(self.stages, indent=1) + "\n")
+                self._write()
             give_back_memory()
         return self.stages[name]
 
@@ -123,7 +126,7 @@ _OWN_FIRST = {"lock", ".stages.json.new"}
 def _unfit(folder: Path, found: str, todo: str) -> ConfigError:
     return ConfigError(
         f"--out {folder}", found, "a new folder, or a story of this seed to go on with",
-        todo[0].upper() + todo[1:],
+        todo,
     )  # fmt: skip
 
 
@@ -282,12 +285,6 @@ def _exported(story: Story) -> dict[str, Any]:
     out = story.folder / "exported"
     shutil.rmtree(out, ignore_errors=True)
     left_out: dict[str, dict[str, int]] = {}
-    if not story.stages["found"]["campaigns"]:
-        raise EvidenceError(
-            f"the week of seed {story.seed}", "no campaign that guard called",
-            "one, whose exchanges are audited",
-            f"Read {story.folder / 'scan' / 'report.html'}; another --seed tells another week",
-        )  # fmt: skip
     for campaign in story.stages["found"]["campaigns"]:
         try:
             _, left_out[campaign["id"]] = stillhouse.guard_export(
@@ -300,7 +297,9 @@ def _exported(story: Story) -> dict[str, Any]:
             left_out[campaign["id"]] = {problem.found: campaign["exchanges"]}
     if not out.exists():
         raise EvidenceError(
-            f"the week of seed {story.seed}", "campaigns called, and none of them the real one",
+            f"the week of seed {story.seed}",
+            "campaigns called, and none of them the real one" if left_out
+            else "no campaign that guard called",
             "one, whose exchanges are audited",
             f"Read {story.folder / 'scan' / 'report.html'}; another --seed tells another week",
         )  # fmt: skip

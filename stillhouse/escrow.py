@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -173,15 +173,10 @@ class Escrow:
         Raises:
             DataError: a pair is committed to already, with other answers; nothing is changed.
         """
-        with Store(self.twins, "r") as store:
-            twins = {pair_key(twin): twin.id for twin in store}  # ids only: there may be millions
-        rows = {line["pair"]: line["commitment"] for line in self.committed()}
-        for exchange in served:
-            pair = pair_key(exchange)
-            if pair in twins:
-                mark = commitment(self.nonce(exchange), exchange.id, twins[pair])
-                if rows.setdefault(pair, mark) != mark:
-                    raise self._promised(f"exchange {exchange.id} is of a pair that has others")
+        rows = self._promises()
+        for exchange, pair, mark in self._marks(served):
+            if rows.setdefault(pair, mark) != mark:
+                raise self._promised(f"exchange {exchange.id} is of a pair that has others")
         lines = [_line(pair, rows[pair]).decode() + "\n" for pair in sorted(rows)]
         write_whole(self.folder / "commitments.jsonl", "".join(lines))
         return len(rows)
@@ -194,7 +189,7 @@ class Escrow:
             DataError: one does: its answer was deleted, or another store was collected from the
                 same prompts.
         """
-        promised = {line["pair"] for line in self.committed()}
+        promised = self._promises()
         if promised and any(pair_key(request) in promised for request in asked):
             raise self._promised("a request left to ask is of a pair that has answers")
 
@@ -215,14 +210,21 @@ class Escrow:
 
     def behind(self, served: Iterable[Exchange]) -> bool:
         """Whether the pair of some answer, its twin at hand, is not committed to as it stands."""
+        promised = self._promises()
+        return any(promised.get(pair) != mark for _, pair, mark in self._marks(served))
+
+    def _promises(self) -> dict[str, str]:
+        """Pair -> its commitment, of those made so far."""
+        return {line["pair"]: line["commitment"] for line in self.committed()}
+
+    def _marks(self, served: Iterable[Exchange]) -> Iterator[tuple[Exchange, str, str]]:
+        """(answer, pair, commitment as it stands) of the answers whose twins are at hand."""
         with Store(self.twins, "r") as store:
-            twins = {pair_key(twin): twin.id for twin in store}
-        promised = {line["pair"]: line["commitment"] for line in self.committed()}
-        pairs = ((pair_key(exchange), exchange) for exchange in served)
-        return any(
-            promised.get(pair) != commitment(self.nonce(exchange), exchange.id, twins[pair])
-            for pair, exchange in pairs if pair in twins
-        )  # fmt: skip
+            twins = {pair_key(twin): twin.id for twin in store}  # ids only: there may be millions
+        for exchange in served:
+            pair = pair_key(exchange)
+            if pair in twins:
+                yield exchange, pair, commitment(self.nonce(exchange), exchange.id, twins[pair])
 
     def published(self) -> dict[str, Any]:
         """What was to be published: the key's hash, how many pairs, and the root over all lines of

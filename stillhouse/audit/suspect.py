@@ -148,8 +148,7 @@ def model_line(model: Model, role: str) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-def note_model(bundle: Bundle, model: Model, role: str) -> None:
-    """Which model it is stands in the bundle, once for each that answered under the role."""
-    line = model_line(model, role)
+def note_model(bundle: Bundle, line: Mapping[str, Any]) -> None:
+    """Which model it is (its `model_line`) stands in the bundle, once for each under a role."""
     if line not in bundle.lines("models"):
         bundle.append("models", [line])

@@ -33,7 +33,7 @@ from stillhouse.audit.pairing import (
 from stillhouse.audit.power import smallest_share
 from stillhouse.audit.scoring import ask_texts, read_scores, suspect_requests
 from stillhouse.audit.settings import TwinSettings
-from stillhouse.audit.suspect import Suspect, name_of, note_model
+from stillhouse.audit.suspect import Suspect, model_line, name_of, note_model
 from stillhouse.audit.twin import evidence, left_out, refuse_too_few
 from stillhouse.errors import ConfigError
 from stillhouse.exact import holm
@@ -306,7 +306,7 @@ class _Audit:
             spent.spend(pairs.pairs, folder, name_of(opened.spec))
             return opened.batch.exchange(asked, requests, bundle, opened.access)
         assert opened.model is not None
-        note_model(bundle, opened.model, "suspect")
+        note_model(bundle, model_line(opened.model, "suspect"))
         if opened.access == "text":
             ask_texts(opened.model, requests, bundle, self.progress)
             return None
@@ -332,7 +332,7 @@ class _Audit:
             with open_model(
                 self.teacher, need=Need(scoring=True), runs=self.runs, progress=self.progress
             ) as model:
-                note_model(bundle, model, "teacher")
+                note_model(bundle, model_line(model, "teacher"))
                 read_scores(model, "teacher", pairs, bundle, self.progress)
         for name in ("models", "scores"):
             self.teacher_lines[name] = [x for x in bundle.lines(name) if x["role"] == "teacher"]

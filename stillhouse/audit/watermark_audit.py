@@ -93,7 +93,8 @@ def watermark_audit(
     served = sorted(served, key=lambda exchange: exchange.key)
     _fitting(settings, watermark, vocabulary, prompts, served)
     require(suspect, Need(scoring=reading, top_logprobs=int(reading), text=not reading))
-    plan = _plan(settings, suspect, watermark, vocabulary)
+    line = model_line(suspect, "suspect")  # once: it hashes the weights
+    plan = _plan(settings, line, watermark, vocabulary)
     before = _before(settings, vocabulary, prompts, served)
     reveal = {"key": watermark.key.hex()}
     if (sealed := sealed_evidence(out, plan, before)) is not None:
@@ -101,7 +102,7 @@ def watermark_audit(
         write_page(out, sealed)
         return sealed
     bundle = Bundle.begin(out, plan, before=before, secrets=reveal)
-    note_model(bundle, suspect, "suspect")
+    note_model(bundle, line)
     work = _Work(settings, suspect, vocabulary, plan, before, bundle, progress)
     if reading:
         work.read(served)
@@ -150,18 +151,18 @@ def _fitting(
 
 
 def _plan(
-    settings: WatermarkSettings, suspect: Model, watermark: Watermark, vocabulary: Vocabulary
-) -> dict[str, Any]:
+    settings: WatermarkSettings, suspect: Mapping[str, Any], watermark: Watermark,
+    vocabulary: Vocabulary,
+) -> dict[str, Any]:  # fmt: skip
     plain_settings = settings.model_dump(mode="json")
     names = ("mode", "looks", "known_windows", "seed")
-    line = model_line(suspect, "suspect")
     sampling = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
     return {
         "test": "watermark",
         "stillhouse": __version__,
-        "suspect": name_of_model(suspect),
+        "suspect": suspect["model"],
         # a name may be many models': a bundle of one is no other's
-        "suspect_model": {name: line[name] for name in ("reached", "endpoint", "weights")},
+        "suspect_model": {name: suspect[name] for name in ("reached", "endpoint", "weights")},
         "watermark": {**watermark.facts(), "tokenizer": vocabulary.tokenizer},
         **{name: plain_settings[name] for name in names},
         "alpha": settings.level,

@@ -194,8 +194,10 @@ def _times(path: Path) -> Ints:
     return _read(path, ["time"])["time"].cast(pa.int64()).to_numpy()
 
 
-def _read(path: Path, columns: list[str], wanted: npt.NDArray[np.bool_] | None = None) -> pa.Table:
-    """Columns of one part, of all rows or of those that are wanted."""
+def _read(
+    path: Path, columns: list[str] | None = None, wanted: npt.NDArray[np.bool_] | None = None
+) -> pa.Table:
+    """Columns of one part (all by default), of all rows or of those that are wanted."""
     known = ["account", "time", "model", "sketch", "signup", "file", "offset"]
     known += [*_HASHES, *_NUMBERS]
     try:
@@ -227,7 +229,7 @@ def _read(path: Path, columns: list[str], wanted: npt.NDArray[np.bool_] | None =
 
 def _read_part(path: Path, wanted: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """The columns of the wanted events of one part, sketches folded into bands."""
-    table = _read(path, [], wanted)
+    table = _read(path, wanted=wanted)
     out: dict[str, Any] = {
         "account": table["account"].combine_chunks(),
         "model": table["model"].combine_chunks(),
