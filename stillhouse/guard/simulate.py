@@ -38,7 +38,7 @@ from stillhouse.guard.simulate_accounts import (
 )
 from stillhouse.guard.simulate_campaign import SMALLEST_BYTES, Campaign, volumes
 from stillhouse.guard.simulate_log import Lines, account_name, day_file, request_name
-from stillhouse.guard.simulate_prompts import Answers, read_pool
+from stillhouse.guard.simulate_prompts import Answers, offered, read_pool
 from stillhouse.guard.simulate_rates import open_rates
 from stillhouse.guard.simulate_settings import SimulateSettings, read_spec
 from stillhouse.guard.simulate_text import BenignText, Turn
@@ -233,6 +233,8 @@ class _Range:
         if own:
             messages, tools = self._own_asked(events, at, source, accounts, row)
             answer = self._answer(messages)
+            if answer is not None:  # a prompt file has no tools, so the teacher may have had others
+                tools = offered(answer)
             campaign = self.spec.campaigns[source - 1].name
             asked = {"id": request_name(int(events.seed[at])), "messages": messages}
             files[campaign].write(orjson.dumps(asked, option=orjson.OPT_APPEND_NEWLINE))

@@ -14,9 +14,10 @@ from typing import Any
 
 from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange
+from stillhouse.log_records import parsed_text
 from stillhouse.store import Store
 
-__all__ = ["Answers", "read_pool"]
+__all__ = ["Answers", "offered", "read_pool"]
 
 _FIELDS = ("prompt", "question", "instruction", "text")
 _LONGEST_CELL = 16 << 20  # of a CSV file: whole documents occur among prompts
@@ -124,3 +125,16 @@ class Answers:
         exchange = None if any(type(t) is not str for _, t in asked) else self._by_prompt.get(asked)
         self.given += exchange is not None
         return exchange
+
+
+def offered(answer: Exchange) -> list[dict[str, Any]]:
+    """The tools that were offered when this was answered, in chat form."""
+    forms = []
+    for tool in answer.tools:
+        form: dict[str, Any] = {"name": tool.name}
+        if tool.description is not None:
+            form["description"] = tool.description
+        if tool.parameters is not None:
+            form["parameters"] = parsed_text(tool.parameters)
+        forms.append({"type": "function", "function": form})
+    return forms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter, defaultdict
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.errors import ConfigError, DataError, StoreError
-from stillhouse.exchange import Exchange, Response, Sampling, message
+from stillhouse.exchange import Exchange, Response, Sampling, Tool, message
 from stillhouse.guard.simulate import planned, simulate
 from stillhouse.guard.simulate_accounts import KINDS
 from stillhouse.guard.simulate_settings import SimulateSettings, read_spec
+from stillhouse.log_exchanges import asked_of
+from stillhouse.log_formats import read_record
 from stillhouse.settings import make
 from stillhouse.store import Store
 
@@ -158,14 +161,7 @@ def test_answers_of_a_store_are_given_to_the_prompts_they_answer(
     made: Path, tmp_path: Path
 ) -> None:
     asked = [json.loads(x) for x in (made / "prompts" / "north.jsonl").read_bytes().splitlines()]
-    with Store(tmp_path / "store") as store:
-        for item in asked[::2]:
-            prompt = tuple(message(m["role"], m["content"] or "") for m in item["messages"])
-            store.append(Exchange(
-                time=datetime(2026, 9, 1, tzinfo=UTC), model="t", prompt=prompt,
-                sampling=Sampling(), response=Response(text=f"answer to {item['id']}"),
-                output_tokens=7,
-            ))  # fmt: skip
+    keep_answers(tmp_path / "store", asked[::2])
     done = simulate(spec(answers=str(tmp_path / "store")), tmp_path / "out")
     answered = [line for line in lines(tmp_path / "out") if line["response"]]
     assert done.answered == len(answered) >= len(asked) // 2
@@ -173,6 +169,46 @@ def test_answers_of_a_store_are_given_to_the_prompts_they_answer(
     for line in answered:
         assert "answer to" in line["response"]["choices"][0]["message"]["content"]
         assert line["completion_tokens"] == 7
+
+
+def test_a_line_with_an_answer_has_the_tools_that_its_answer_was_asked_with(tmp_path: Path) -> None:
+    """Else `guard export --served` would not find what was served to whom."""
+    campaign = CAMPAIGN | {"capability": "tool_use", "structured_tools": True}
+    simulate(spec(days=1, campaigns=[campaign]), tmp_path / "first")
+    file = tmp_path / "first" / "prompts" / "north.jsonl"
+    asked = [json.loads(x) for x in file.read_bytes().splitlines()]
+    tool = Tool(name="look_up", description="Finds.", parameters='{"type": "object"}')
+    keep_answers(tmp_path / "store", asked[:-10], (tool,), tools_of={asked[0]["id"]})
+    simulate(
+        spec(days=1, campaigns=[campaign], answers=str(tmp_path / "store")), tmp_path / "out"
+    )
+    first = {line["id"]: line for line in lines(tmp_path / "first")}
+    with Store(tmp_path / "store", "r") as store:
+        served = {exchange.prompt: exchange.tools for exchange in store}
+    changed = 0
+    for line in lines(tmp_path / "out"):
+        prompt, tools = asked_of(read_record(line))
+        if line["response"] is None:
+            assert line == first[line["id"]]
+        else:
+            assert tools == served[prompt]
+            changed += line["model_parameters"] != first[line["id"]]["model_parameters"]
+    assert changed > len(asked) / 2
+    assert (tool,) in served.values()
+
+
+def keep_answers(
+    path: Path, asked: list[dict[str, Any]], tools: tuple[Tool, ...] = (),
+    tools_of: AbstractSet[str] = frozenset(),
+) -> None:  # fmt: skip
+    with Store(path) as store:
+        for item in asked:
+            prompt = tuple(message(m["role"], m["content"] or "") for m in item["messages"])
+            store.append(Exchange(
+                time=datetime(2026, 9, 1, tzinfo=UTC), model="t", prompt=prompt,
+                tools=tools if item["id"] in tools_of else (), sampling=Sampling(),
+                response=Response(text=f"answer to {item['id']}"), output_tokens=7,
+            ))  # fmt: skip
 
 
 def test_the_dry_run_comes_near_what_is_written(made: Path) -> None:
