@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from stillhouse.cli.terminal import Common, emit
-from stillhouse.exchange import Exchange, Message, Request, Sampling, message
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # at run time only inside of functions: `--help` does without numpy
+    from stillhouse.exchange import Exchange, Message, Sampling
     from stillhouse.models.base import Model
 
 __all__ = ["chat"]
@@ -49,6 +49,7 @@ def chat(
     runs
         Where runs are kept.
     """
+    from stillhouse.exchange import Sampling
     from stillhouse.models import open_model
     from stillhouse.models.base import Need
 
@@ -91,10 +92,15 @@ def _talk(model: Model, history: tuple[Message, ...], sampling: Sampling) -> Non
 
 def _ask(model: Model, prompt: tuple[Message, ...], sampling: Sampling) -> Exchange:
     """The one answer, or the model's own error raised."""
+    from stillhouse.exchange import Exchange, Request
+
     outcome = next(iter(model.answer([Request(prompt=prompt, sampling=sampling)])))
     if isinstance(outcome, Exchange):
         return outcome
     raise outcome.error
 
 
-_text = message
+def _text(role: str, text: str) -> Message:
+    from stillhouse.exchange import message
+
+    return message(role, text)

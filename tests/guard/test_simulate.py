@@ -179,9 +179,7 @@ def test_a_line_with_an_answer_has_the_tools_that_its_answer_was_asked_with(tmp_
     asked = [json.loads(x) for x in file.read_bytes().splitlines()]
     tool = Tool(name="look_up", description="Finds.", parameters='{"type": "object"}')
     keep_answers(tmp_path / "store", asked[:-10], (tool,), tools_of={asked[0]["id"]})
-    simulate(
-        spec(days=1, campaigns=[campaign], answers=str(tmp_path / "store")), tmp_path / "out"
-    )
+    simulate(spec(days=1, campaigns=[campaign], answers=str(tmp_path / "store")), tmp_path / "out")
     first = {line["id"]: line for line in lines(tmp_path / "first")}
     with Store(tmp_path / "store", "r") as store:
         served = {exchange.prompt: exchange.tools for exchange in store}
