@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -36,14 +37,13 @@ from stillhouse.audit.settings import TwinSettings
 from stillhouse.cli.pipeline import run_stages
 from stillhouse.cli.terminal import duration, make_progress
 from stillhouse.config import CollectSettings, load_recipe
-from stillhouse.errors import ConfigError, DataError, EvidenceError, StillhouseError
+from stillhouse.errors import ConfigError, DataError, StillhouseError
 from stillhouse.files import alone, write_whole
 from stillhouse.guard.settings import GuardSettings
 from stillhouse.guard.simulate_settings import SimulateSettings
 from stillhouse.memory import give_back_memory
 from stillhouse.pages import page_template, stylesheet
 from stillhouse.progress import Progress
-from stillhouse.stats import clopper_pearson
 from stillhouse.store import Store
 
 TEACHER = "smollm2-135m"
@@ -79,16 +79,21 @@ class Story:
         """
         self.folder, self.seed, self.progress = folder, seed, progress
         self._record = folder / "stages.json"
-        told = {"seed": seed, "campaign": CAMPAIGN, "benign": BENIGN, "teacher": TEACHER,
-                "asked": ASKED, "student": STUDENT, "train": TRAIN,
+        told = {"stages": _STAGES_VERSION, "seed": seed, "campaign": CAMPAIGN, "benign": BENIGN,
+                "teacher": TEACHER, "asked": ASKED, "student": STUDENT, "train": TRAIN,
                 "evaluate": EVALUATE | {"prompts": _HELDOUT.name}}  # fmt: skip
         self.stages: dict[str, Any] = {"told_with": told}
         if self._record.exists():
             self.stages = json.loads(self._record.read_text("utf-8"))
+            if "told_with" not in self.stages:
+                raise _unfit(folder, "files that are no story", _OTHER_PLACE)
             if self.stages["told_with"] != told:
-                raise _unfit(folder, "a story told with other settings", "Name another --out")
+                raise _unfit(
+                    folder, "a story told with other settings or by another version",
+                    "Name another --out",
+                )  # fmt: skip
         elif folder.is_dir() and any(p.name not in _OWN_FIRST for p in folder.iterdir()):
-            raise _unfit(folder, "files that are no story", "Name another --out: parts are deleted")
+            raise _unfit(folder, "files that are no story", _OTHER_PLACE)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             self._write()
@@ -121,6 +126,9 @@ class Story:
 
 _OWN_FIRST = {"lock", ".stages.json.new"}
 """What a story's folder can hold before it is known as one."""
+_OTHER_PLACE = "Name another --out: parts are deleted"
+_STAGES_VERSION = 2
+"""Raised by hand when what a stage leaves behind is something else: none goes on with another's."""
 
 
 def _unfit(folder: Path, found: str, todo: str) -> ConfigError:
@@ -158,6 +166,7 @@ def served(story: Story) -> None:
         lambda: _collected(story, "served", seed=story.seed, escrow=story.folder / "escrow"),
     )  # fmt: skip
     story.tell(f"{done['exchanges']} answers served, their twins locked away in escrow")
+    story.tell(f"to be published now: the escrow's root {done['escrow_root']}")
 
 
 def logged(story: Story) -> None:
@@ -189,7 +198,7 @@ def exported(story: Story) -> None:
     done = story.stage(
         "exported", "Guard exports what the campaign obtained.", lambda: _exported(story)
     )
-    story.tell(f"{done['exchanges']} exchanges, chosen by what was asked and never by an answer")
+    story.tell(done["ended"] or f"{done['exchanges']} exchanges, found by what was asked")
 
 
 def others(story: Story) -> None:
@@ -252,9 +261,8 @@ def _collected(story: Story, name: str, **changes: Any) -> dict[str, Any]:
     prompts = story.folder / "asked" / "prompts" / f"{CAMPAIGN['name']}.jsonl"
     settings = CollectSettings(prompts=(prompts,), **ASKED, **changes)
     store = story.folder / name
-    stillhouse.collect(settings, teacher=TEACHER, store=store, progress=story.progress)
-    with Store(store, "r") as opened:
-        return {"exchanges": len(opened)}
+    made = stillhouse.collect(settings, teacher=TEACHER, store=store, progress=story.progress)
+    return {"exchanges": made.exchanges, "escrow_root": (made.escrow or {}).get("root")}
 
 
 def _scanned(story: Story) -> dict[str, Any]:
@@ -296,15 +304,13 @@ def _exported(story: Story) -> dict[str, Any]:
                 raise
             left_out[campaign["id"]] = {problem.found: campaign["exchanges"]}
     if not out.exists():
-        raise EvidenceError(
-            f"the week of seed {story.seed}",
-            "campaigns called, and none of them the real one" if left_out
-            else "no campaign that guard called",
-            "one, whose exchanges are audited",
-            f"Read {story.folder / 'scan' / 'report.html'}; another --seed tells another week",
+        called = "the campaigns it called asked nothing that was served" if left_out else (
+            "it called no campaign"
         )  # fmt: skip
+        ended = f"Guard did not find the campaign: {called}. The story ends here."
+        return {"exchanges": 0, "left_out": left_out, "ended": ended}
     with Store(out, "r") as store:
-        return {"exchanges": len(store), "left_out": left_out}
+        return {"exchanges": len(store), "left_out": left_out, "ended": None}
 
 
 def _student(story: Story, name: str, line: str) -> None:
@@ -319,12 +325,11 @@ def _student(story: Story, name: str, line: str) -> None:
     def train() -> dict[str, Any]:
         path = story.folder / f"{name}.yaml"
         write_whole(path, yaml.safe_dump(recipe, sort_keys=False))
-        loaded = load_recipe(path)
-        made = run_stages(loaded, ("train",), story.progress)
-        report = run_stages(loaded, ("evaluate", "report"), story.progress)
-        return {"exchanges": made["record"]["targets"]["exchanges"], "steps": made["steps"],
-                "parameters": made["record"]["parameters"],
-                "loss": [made["losses"][0], made["losses"][-1]],
+        report = run_stages(load_recipe(path), ("train", "evaluate", "report"), story.progress)
+        first, last = report["curve"][0], report["curve"][-1]
+        return {"exchanges": report["targets"]["exchanges"], "steps": last["step"],
+                "parameters": report["student"]["parameters"],
+                "loss": [first["loss"], last["loss"]],
                 "kl_nats": report["held_out"]["after"]["kl_nats"]}  # fmt: skip
 
     done = story.stage(name, line, train)
@@ -351,7 +356,8 @@ def _audited(story: Story) -> dict[str, Any]:
             "high": one["effect"]["high"], "at_most": one["secondary"]["share_upper_bound"],
             "level": one["secondary"]["level"],
             "says": one["says"], "cannot": one["cannot"], "excluded": one["excluded"],
-            "bundle": f"bundle/{number}", "root": checked.root, "verified": checked.ok,
+            "bundle": f"bundle/{number}", "root": checked.root, "commitment": checked.commitment,
+            "verified": checked.ok, "differences": checked.differences,
         }  # fmt: skip
     return told
 
@@ -360,22 +366,24 @@ def _audited(story: Story) -> dict[str, Any]:
 
 
 def tell(story: Story) -> dict[str, Any]:
-    """Write `story.json` and `report.html`; the figures."""
-    stages = story.stages
-    scan, audit = stages["found"], stages["audited"]
+    """Write `story.json` and `report.html`; the figures. A campaign that guard did not find has no
+    students and no audit.
+    """
+    stages, names = story.stages, ("suspect", "control")
+    scan, audit = stages["found"], stages.get("audited")
     figures = {
-        "seed": story.seed,
-        "guard": {"recall": scan["members_called"] / scan["members"],
-                  "false_accounts": scan["false_accounts"], **scan,
-                  "recall_estimate": _share(scan["members_called"], scan["members"]),
-                  "false_share_estimate": _share(scan["false_accounts"], scan["benign"])},
-        "distill": {name: stages[name] for name in ("suspect", "control")}
-        | {"epochs": TRAIN["epochs"]},
-        "audit": {name: audit[name] for name in ("suspect", "control")},
-        "exchanges": {name: stages[name]["exchanges"] for name in ("served", "exported", "others")}
-        | {"left_out": stages["exported"]["left_out"]},
+        "seed": story.seed, "ended": stages["exported"]["ended"],
+        "guard": {"recall": scan["members_called"] / scan["members"], **scan,
+                  "planted_capability": CAMPAIGN["capability"]},
+        "distill": {name: stages.get(name) for name in names} | {"epochs": TRAIN["epochs"]},
+        "audit": {name: audit[name] if audit else {"p_value": None, "verdict": None}
+                  for name in names},
+        "exchanges": {name: stages[name]["exchanges"] for name in ("served", "exported", "others")
+                      if name in stages} | {"left_out": stages["exported"]["left_out"]},
+        "escrow_root": stages["served"]["escrow_root"],
         "seconds": round(sum(stages["spent"].values()), 1),
-        "seconds_by_stage": {c.__name__: stages["spent"][c.__name__] for c in CHAPTERS},
+        "seconds_by_stage": {c.__name__: stages["spent"][c.__name__] for c in CHAPTERS
+                             if c.__name__ in stages["spent"]},
         "stillhouse": stillhouse.__version__,
     }  # fmt: skip
     figures["goals"] = _goals(figures)
@@ -386,10 +394,6 @@ def tell(story: Story) -> dict[str, Any]:
     )
     write_whole(story.folder / "report.html", page)
     return figures
-
-
-def _share(hits: int, of: int) -> dict[str, Any]:
-    return clopper_pearson(hits, of, unit="accounts").to_dict()
 
 
 def _goals(figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -403,8 +407,8 @@ def _goals(figures: dict[str, Any]) -> list[dict[str, Any]]:
         {"what": "p of the suspect", "goal": "below 1e-9",
          "met": suspect is not None and suspect < 1e-9},
         {"what": "verdict on the control", "goal": "no evidence",
-         "met": audit["control"]["verdict"] != words.EVIDENCE},
-        {"what": "time on two cores", "goal": "at most 20 minutes",
+         "met": audit["control"]["verdict"] == words.NONE_FOUND},
+        {"what": f"time on {os.cpu_count()} cores", "goal": "at most 20 minutes",
          "met": figures["seconds"] <= 1200},
     ]  # fmt: skip
 
@@ -422,6 +426,8 @@ def main() -> None:
         with alone(folder):
             for chapter in CHAPTERS:
                 chapter(story)
+                if story.stages.get("exported", {}).get("ended"):
+                    break
     except StillhouseError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(problem.exit_code)
@@ -431,15 +437,19 @@ def main() -> None:
         )
         sys.exit(130)
     figures = tell(story)
+    guard, audit = figures["guard"], figures["audit"]
     missed = [f"{goal['what']}: {goal['goal']}" for goal in figures["goals"] if not goal["met"]]
-    print(
-        f"\nguard: recall {figures['guard']['recall']:.3f}, {figures['guard']['false_accounts']} "
-        f"false accounts\naudit: suspect p = {_chance(figures['audit']['suspect']['p_value'])}, "
-        f"control p = {_chance(figures['audit']['control']['p_value'])} (share at most "
-        f"{figures['audit']['control']['at_most']:.3f})\n"
-        f"goals: {'missed: ' + '; '.join(missed) if missed else 'all met'}\n"
-        f"{duration(figures['seconds'])}; read {options.out / 'report.html'}"
-    )
+    print(f"\nguard: recall {guard['recall']:.3f}, {guard['false_accounts']} false accounts")
+    if figures["ended"] is None:
+        print(
+            f"audit: suspect p = {_chance(audit['suspect']['p_value'])}, control p = "
+            f"{_chance(audit['control']['p_value'])} (share at most "
+            f"{audit['control']['at_most']:.3f})"
+        )
+    print(f"goals: {'missed: ' + '; '.join(missed) if missed else 'all met'}")
+    print(f"{duration(figures['seconds'])}; read {options.out / 'report.html'}")
+    if figures["ended"] is not None:
+        sys.exit(DataError.exit_code)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,10 @@ def _by_name(name: str) -> list[Teacher]:
 
 
 def _by_endpoint(url: str) -> list[Teacher]:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL at all: whoever opens the model says so
+        return [_UNKNOWN]
     host = parts.hostname or ""
     of_host = [
         entry for entry in teachers() if any(fnmatchcase(host, name) for name in entry.hosts)

@@ -14,9 +14,10 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 __all__ = [
-    "NEAR", "Near", "near_duplicates", "ngrams", "normalise", "seed_from", "similarity",
+    "NEAR", "Near", "bare_url", "near_duplicates", "ngrams", "normalise", "seed_from", "similarity",
     "tokenizer_hash",
 ]  # fmt: skip
 
@@ -32,6 +33,16 @@ _PIECE = re.compile(r"\w+|[^\w\s]")
 # Marks that a person or an editor changes without changing the question; operators (+ - * / = < >)
 # are not among them.
 _MARKS = frozenset(".,;:!?…\"'`´“”„‘’‚«»()[]{}¿¡")
+
+
+def bare_url(url: str) -> str:
+    """A URL without the user and password in it, which let somebody in.
+
+    Raises:
+        ValueError: brackets of an address that do not match.
+    """
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def tokenizer_hash(vocabulary: Mapping[str, int]) -> str:

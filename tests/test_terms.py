@@ -139,6 +139,7 @@ def test_a_named_model_has_its_entry(spec: str, status: str, entry: str) -> None
         ("https://api.somewhere.example/v1#smollm2-135m", "unknown", "unknown"),
         ("https://api.openai.com.somewhere.example/v1#phi-4", "unknown", "unknown"),
         ("http://8.8.8.8/v1#phi-4", "unknown", "unknown"),
+        ("http://[::1/v1#smollm2-135m", "unknown", "unknown"),
     ],
 )
 def test_an_endpoint_is_judged_by_host_and_name_the_stricter_wins(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,8 @@ def audited(p_value: float | None, verdict: str, number: int) -> dict[str, Any]:
     return {
         "p_value": p_value, "n": 180, "verdict": verdict, "share": 0.5, "low": 0.4, "high": 0.6,
         "at_most": 0.57, "level": 0.005, "says": [], "cannot": [], "excluded": {}, "root": "r",
-        "verified": True, "bundle": f"bundle/{number}",
+        "verified": True, "bundle": f"bundle/{number}", "commitment": f"c{number}c",
+        "differences": [],
     }  # fmt: skip
 
 
@@ -47,8 +49,8 @@ def told(example: ModuleType, folder: Path, called: int, false: int, *audits: An
         "found": {"members": 30, "members_called": called, "benign": 2400,
                   "false_accounts": false, "campaigns": [campaign]},
         "audited": dict(zip(("suspect", "control"), audits, strict=True)),
-        **{name: {"exchanges": 200} for name in ("served", "others")},
-        "exported": {"exchanges": 197,
+        "others": {"exchanges": 200}, "served": {"exchanges": 200, "escrow_root": "e5c0"},
+        "exported": {"exchanges": 197, "ended": None,
                      "left_out": {"c-1": {"why": 2}, "c-2": {"why": 1}, "c-3": {}}},
     }  # fmt: skip
     example.tell(story)
@@ -58,7 +60,7 @@ def told(example: ModuleType, folder: Path, called: int, false: int, *audits: An
 
 def test_the_page_tells_a_story_that_went_wrong(example: ModuleType, tmp_path: Path) -> None:
     suspect, control = audited(None, "refused", 1), audited(1e-7, "evidence", 2)
-    control["verified"] = False
+    control |= {"verified": False, "differences": ["seal.json differs."]}
     figures, page = told(example, tmp_path, 3, 12, suspect, control)
     assert figures["guard"]["recall"] == 0.1
     assert figures["guard"]["false_accounts"] == 12
@@ -67,20 +69,72 @@ def test_the_page_tells_a_story_that_went_wrong(example: ModuleType, tmp_path: P
     met = {goal["what"]: goal["met"] for goal in figures["goals"]}
     assert met == {
         "accounts of the campaign called": False, "other accounts called": False,
-        "p of the suspect": False, "verdict on the control": False, "time on two cores": True,
+        "p of the suspect": False, "verdict on the control": False,
+        f"time on {os.cpu_count()} cores": True,
     }  # fmt: skip
-    assert figures["guard"]["recall_estimate"]["n"] == 30
-    assert "never by an answer; 3 left out" in page
+    assert page.count("<td>missed</td>") == 4
+    assert "197<small> of 200" in page
+    assert "; 3 other requests that guard holds for a campaign's were served nothing" in page
+    assert "leaning to code (planted: reasoning elicitation)" in page
+    assert "verify bundle/2 \\ --commitment c2c \\ --escrow-root e5c0" in page
     assert "<b>3 of the 30</b> for review, and 12 of the others" in page
     assert "<b>refused</b>, refused" in page
     assert "evidence, p = 1.0 × 10" in page
-    assert "no evidence" not in page
+    assert page.count("no evidence") == 1  # what the goal was
     assert "<b>Verification failed</b> for the control's bundle" in page
+    assert "seal.json differs. See for yourself" in page
     assert "Both bundles were verified" not in page
     written = (tmp_path / "report.html").read_text("utf-8")
     claims_no_more_than_it_can(written)
     reports = ["scan", "students/suspect", "students/control", "bundle/1", "bundle/2"]
     needs_nothing_but_itself(written, [f"{folder}/report.html" for folder in reports])
+
+
+def test_a_campaign_that_guard_misses_is_told_too(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The whole main: what was measured so far is written, and every goal behind it is missed."""
+    chapters = {
+        "ordinary_week": {"events": 5, "accounts": 4},
+        "asked": {"events": 5, "campaign_events": 2},
+        "served": {"exchanges": 2, "escrow_root": "e5c0"},
+        "logged": {"events": 5, "megabytes": 1, "accounts": 4},
+        "found": {"members": 30, "members_called": 0, "benign": 2400, "false_accounts": 0,
+                  "campaigns": []},
+    }  # fmt: skip
+    story = example.Story(tmp_path / "out", 7, Silent())
+    for name, result in chapters.items():
+        story.stage(name, "line", lambda result=result: result)
+    monkeypatch.setattr("sys.argv", ["whole_story.py", "--out", str(story.folder), "--quiet"])
+    with pytest.raises(SystemExit) as ended:
+        example.main()
+    assert ended.value.code == 3
+    assert "recall 0.000" in capsys.readouterr().out
+    figures = json.loads((story.folder / "story.json").read_text("utf-8"))
+    assert figures["audit"]["suspect"]["p_value"] is None
+    missed = {goal["what"] for goal in figures["goals"] if not goal["met"]}
+    assert missed == {
+        "accounts of the campaign called", "p of the suspect", "verdict on the control"
+    }  # fmt: skip
+    written = (story.folder / "report.html").read_text("utf-8")
+    assert "Guard did not find the campaign: it called no campaign" in written
+    assert "bundle" not in written
+    needs_nothing_but_itself(written, ["scan/report.html"])
+
+
+def test_a_folder_of_a_run_is_no_story(example: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text('{"stages": {}}')
+    with pytest.raises(ConfigError, match="no story"):
+        example.Story(tmp_path, 7, Silent())
+
+
+def test_a_refused_control_is_not_the_absence_of_evidence(
+    example: ModuleType, tmp_path: Path
+) -> None:
+    suspect, control = audited(1e-12, "evidence", 1), audited(None, "refused", 2)
+    figures, _ = told(example, tmp_path, 30, 0, suspect, control)
+    missed = [goal["what"] for goal in figures["goals"] if not goal["met"]]
+    assert missed == ["verdict on the control"]
 
 
 def test_another_seed_is_not_mixed_in(example: ModuleType, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from stillhouse.models import Need, open_model, parse_spec
 from stillhouse.models.base import Model
 from stillhouse.models.specs import Spec
 from stillhouse.progress import Progress
+from stillhouse.text import bare_url
 
 __all__ = [
     "Suspect", "address_of", "failure_of", "model_line", "name_of", "name_of_model", "note_model",
@@ -109,10 +110,10 @@ def _named(parsed: Spec) -> str:
 
 
 def address_of(url: str) -> str:
-    """An endpoint's URL without what a person may have put into it to get in."""
-    parts = urlsplit(url)
-    port = "" if parts.port is None else f":{parts.port}"
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    """An endpoint's URL without what a person may have put into it to get in: a password, or a key
+    in its query.
+    """
+    return urlsplit(bare_url(url))._replace(query="", fragment="").geturl()
 
 
 def failure_of(error: ModelError, spec: str) -> str:

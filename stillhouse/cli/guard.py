@@ -182,14 +182,17 @@ def export(
         for those of the logs, with all settings, so that the escrow's twins fit them.
     """
     from stillhouse.guard.export import guard_export
+    from stillhouse.store import Store
 
     count, left_out = guard_export(
         scan_dir, campaign, out=out, logs=log, served=served,
         progress=make_progress(quiet=common.quiet),
     )  # fmt: skip
-    result = {"exchanges": count, "left_out": left_out, "out": str(out)}
+    with Store(out, "r") as store:
+        held = len(store)
+    result = {"exchanges": held, "added": count, "left_out": left_out, "out": str(out)}
     lines = [
-        f"{count:,} exchanges in {out}",
+        f"{held:,} exchanges in {out}" + ("" if count == held else f", {count:,} of them new"),
         *(f"left out: {n:,} {reason}" for reason, n in left_out.items()),
     ]
     emit(result, lines, as_json=common.json)

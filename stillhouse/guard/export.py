@@ -1,7 +1,8 @@
 """A campaign's exchanges, from the logs into a store: what an audit tests a suspect against.
 
-In: a scan's folder, a campaign's id, logs. Out: a store of the exchanges of its sub-stream, chosen
-by what was asked alone: by the keys of requests that link the campaign, never by an answer. Where
+In: a scan's folder, a campaign's id, logs. Out: a store of the exchanges of its sub-stream: of the
+requests that link the campaign, found by what was asked; of an answer the scan has read its number
+of tokens and no word. Where
 the provider keeps what it served in a store, its own exchanges are written in the logs' place: with
 the sampling settings that logs leave out, and under the ids that an escrow committed to; logs
 without answers will do then.
@@ -35,7 +36,6 @@ _SILENT = Silent()
 _AT_ONCE = 1000
 _NOT_THERE = "asked nothing that the store of what was served has"
 _NOT_THEIRS = "asked what the store of what was served has for other accounts only"
-_OTHERS = "served to other accounts"
 
 
 def guard_export(
@@ -77,7 +77,7 @@ def guard_export(
             done += store.append_many(some)
             progress.advance(done)
         store.seal()
-    progress.finish(f"{done:,} exchanges in {out}")
+    progress.finish(f"{done:,} exchanges written to {out}")
     return done, dict(left_out)
 
 
@@ -143,8 +143,6 @@ def _as_served(
             met.setdefault(asked, set()).add(exchange.account)
             if exchange.account is None or exchange.account in wanted[asked]:
                 yield exchange
-            else:
-                left_out[_OTHERS] += 1
     for asked, accounts in wanted.items():
         by = met.get(asked, set())
         missing = sum(n for account, n in accounts.items() if account not in by)

@@ -233,10 +233,16 @@ class _Range:
         if own:
             messages, tools = self._own_asked(events, at, source, accounts, row)
             answer = self._answer(messages)
-            if answer is not None:  # a prompt file has no tools, so the teacher may have had others
+            if answer is not None:  # whom it was collected from may have been offered others
                 tools = offered(answer)
             campaign = self.spec.campaigns[source - 1].name
-            asked = {"id": request_name(int(events.seed[at])), "messages": messages}
+            asked: dict[str, Any] = {
+                "id": request_name(int(events.seed[at])), "messages": messages
+            }  # fmt: skip
+            # A campaign's own tools are part of its task; an agent program's are left out, since
+            # few small teachers have a template that takes any.
+            if own_tools := self.texts[source - 1].tools():
+                asked["tools"] = own_tools
             files[campaign].write(orjson.dumps(asked, option=orjson.OPT_APPEND_NEWLINE))
             return self.lines.line(accounts, row, events, at, messages, tools, answer)
         turn = Turn(

@@ -19,7 +19,9 @@ import numpy.typing as npt
 from stillhouse.errors import CapabilityError, ModelError
 from stillhouse.exchange import Exchange, Logprobs, Request
 
-__all__ = ["Capabilities", "Failure", "Model", "Need", "Scored", "refuse", "require"]
+__all__ = [
+    "Capabilities", "Failure", "Model", "Need", "Scored", "leaves_tools_out", "refuse", "require",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,14 @@ def require(model: Model, need: Need) -> None:
             f"what it can: {model.capabilities}",
             "Choose another model or engine, or ask for less",
         )
+
+
+def leaves_tools_out(spec: str) -> CapabilityError:
+    """For a request with tools, where the chat template would drop them without a word."""
+    return CapabilityError(
+        f"model '{spec}'", "tools in the prompt, which this model's chat template leaves out",
+        "a model whose template takes tools", "Choose another model, or offer no tools",
+    )  # fmt: skip
 
 
 def refuse(model: Model, need: Need) -> NoReturn:

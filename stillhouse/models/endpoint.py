@@ -18,7 +18,6 @@ import importlib
 import json
 import os
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from time import time
@@ -36,6 +35,7 @@ from stillhouse.models.chat import (
     logprob_columns,
     to_exchange,
 )
+from stillhouse.text import bare_url
 
 __all__ = ["EndpointModel"]
 
@@ -79,7 +79,7 @@ class EndpointModel:
                 "Correct the spec or its options",
             )  # fmt: skip
         self.spec, self.name, self.base_url, self.model = spec, name or model, base_url, model
-        self._address = re.sub("//[^/@]*@", "//", base_url)  # what lets somebody in is kept nowhere
+        self._address = bare_url(base_url)  # what lets somebody in is kept nowhere
         # What a server can do is known when it has done it: log-probabilities are checked as they
         # come. Nothing here scores given text: the chat form has no word for it.
         self.capabilities = Capabilities(text=True, top_logprobs=_TOP_LOGPROBS)

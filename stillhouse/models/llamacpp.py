@@ -24,10 +24,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from stillhouse.errors import CapabilityError, ModelError, TransportError
+from stillhouse.errors import ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Request, Response, Sampling
 from stillhouse.models.asking import Loop, ask_all, explicit
-from stillhouse.models.base import Capabilities, Failure, Need, Scored, refuse, require
+from stillhouse.models.base import (
+    Capabilities,
+    Failure,
+    Need,
+    Scored,
+    leaves_tools_out,
+    refuse,
+    require,
+)
 from stillhouse.models.chat import chat_messages, chat_tools, to_exchange
 from stillhouse.models.gguf_file import vocabulary
 from stillhouse.models.llamarows import answer_columns
@@ -163,10 +171,7 @@ class LlamaCppModel:
         """The request in llama.cpp's form, every sampler setting explicit."""
         where, sampling = f"model '{self.spec}'", explicit(request.sampling)
         if request.tools and not self._knows_tools:
-            raise CapabilityError(
-                where, "tools in the prompt, which this model's chat template leaves out",
-                "a model whose template takes tools", "Choose another model, or offer no tools",
-            )  # fmt: skip
+            raise leaves_tools_out(self.spec)
         body: dict[str, Any] = {
             "messages": chat_messages(request, where),
             **_sampler_settings(sampling, self._context, where),

@@ -23,7 +23,7 @@ import torch
 from stillhouse.errors import CapabilityError, ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Message, Request, Response, Tool
 from stillhouse.models import local_llama
-from stillhouse.models.base import Capabilities, Failure, Need, Scored, require
+from stillhouse.models.base import Capabilities, Failure, Need, Scored, leaves_tools_out, require
 from stillhouse.models.local_draw import Shape, log_normaliser, most_likely, uniforms
 from stillhouse.models.local_general import GeneralNetwork
 from stillhouse.models.local_network import Answered, Network, matmul_dtype
@@ -211,6 +211,8 @@ class LocalModel:
                     f"Set {setting} to {off}, or use the llamacpp engine",
                 )  # fmt: skip
         prompt = self.render(request.prompt, request.tools)
+        if request.tools and self.text.leaves_tools_out(request.prompt, prompt):
+            raise leaves_tools_out(self.spec)
         left = self._config["max_position_embeddings"] - len(prompt)
         if left < 1:
             raise ModelError(

@@ -84,6 +84,13 @@ class ChatText:
             ) from problem
         return [int(token) for token in ids]
 
+    def leaves_tools_out(self, messages: Sequence[Message], rendered: Sequence[int]) -> bool:
+        """Whether these messages, rendered with tools, are what they are without any."""
+        try:
+            return self.render(messages) == list(rendered)
+        except ModelError:  # a template that refuses to do without tools has read them
+            return False
+
     def _plain(self, message: Message) -> dict[str, Any]:
         other = {part.kind for part in message.content} - {"text"}
         if other:

@@ -69,7 +69,11 @@ def parse_spec(text: str) -> Spec:
 
 
 def _endpoint(text: str) -> Spec:
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018  (read so that it is checked)
+    except ValueError as problem:
+        raise _wrong(text, f"no URL ({problem})", "Write http://HOST:PORT/v1#MODEL") from None
     if not parts.hostname:
         raise _wrong(text, "a URL without a host", "Write http://HOST:PORT/v1#MODEL")
     if not parts.fragment:

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
+from stillhouse.text import bare_url
+
 if TYPE_CHECKING:
     import httpx
 
@@ -132,7 +134,7 @@ def find_wheel(settings: PipSettings, project: str, filename: str) -> Found:
                 if unquote(urlsplit(location).path).rpartition("/")[2] == filename:
                     return Found(location, tuple(unread), (*asked, page))
         except _Unread as problem:
-            unread.append(f"{_bare(page)}: {problem}")
+            unread.append(f"{bare_url(page)}: {problem}")
         else:
             asked.append(page)
     return Found(None, tuple(unread), tuple(asked))
@@ -140,12 +142,6 @@ def find_wheel(settings: PipSettings, project: str, filename: str) -> Found:
 
 class _Unread(Exception):
     """A place could not be read."""
-
-
-def _bare(url: str) -> str:
-    """The URL without a password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _links(settings: PipSettings, page: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from stillhouse.audit.claims import battery
 from stillhouse.audit.identity_audit import identity_audit
 from stillhouse.audit.page import write_page
 from stillhouse.audit.settings import IdentitySettings, TwinSettings, WatermarkSettings
-from stillhouse.audit.suspect import failure_of
+from stillhouse.audit.suspect import address_of, failure_of
 from stillhouse.audit.twin_audit import twin_audit
 from stillhouse.audit.watermark_audit import Vocabulary, watermark_audit
 from stillhouse.errors import ModelError
@@ -149,3 +149,15 @@ def test_a_bundle_of_before_without_hashes_is_verified_and_shown(
 def test_a_failure_is_told_without_the_spec(spec: str, found: str, told: str) -> None:
     error = ModelError(f"model '{spec}'", found, "an answer", "Ask again")
     assert failure_of(error, spec) == told
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://user:pass@word@Host:80/v1?key=abc", "http://Host:80/v1"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("https://host/v1#m", "https://host/v1"),
+    ],
+)
+def test_an_address_lets_nobody_in(url: str, told: str) -> None:
+    assert address_of(url) == told

@@ -177,6 +177,7 @@ def test_a_line_with_an_answer_has_the_tools_that_its_answer_was_asked_with(tmp_
     simulate(spec(days=1, campaigns=[campaign]), tmp_path / "first")
     file = tmp_path / "first" / "prompts" / "north.jsonl"
     asked = [json.loads(x) for x in file.read_bytes().splitlines()]
+    assert all(item["tools"] for item in asked)  # they are part of this campaign's task
     tool = Tool(name="look_up", description="Finds.", parameters='{"type": "object"}')
     keep_answers(tmp_path / "store", asked[:-10], (tool,), tools_of={asked[0]["id"]})
     simulate(spec(days=1, campaigns=[campaign], answers=str(tmp_path / "store")), tmp_path / "out")

@@ -308,6 +308,20 @@ def test_images_are_refused(model: LocalModel) -> None:
     assert "was given image" in str(failure.error)
 
 
+def test_tools_that_the_template_leaves_out_are_refused(folder: Path, tmp_path: Path) -> None:
+    offered = replace(ask("Hi"), tools=(Tool(name="weather"),))
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    for template, refused in (
+        ("{{ messages[0].content }}", True), ("{{ tools[0].function.name }}", False)
+    ):  # fmt: skip
+        (tmp_path / "chat_template.jinja").write_text(template)
+        (outcome,) = LocalModel(tmp_path, spec="hf:x").answer([offered])
+        assert isinstance(outcome, Failure) == refused
+        if isinstance(outcome, Failure):
+            assert "leaves out" in str(outcome.error)
+
+
 def test_a_template_that_refuses_is_quoted(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -45,6 +45,8 @@ def test_a_spec_has_parts(text: str, spec: Spec) -> None:
         ("gguf:", "nothing after 'gguf:'"),
         ("http://host/v1", "Add '#' and the model's name"),
         ("http:///v1#m", "a URL without a host"),
+        ("http://[::1/v1#m", "no URL"),
+        ("http://host:99999/v1#m", "no URL"),
     ],
 )
 def test_an_unknown_spec_names_the_nearest(text: str, hint: str) -> None:
