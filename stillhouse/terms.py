@@ -225,11 +225,8 @@ def _by_endpoint(url: str) -> list[Teacher]:
         parts = urlsplit(url)
     except ValueError:  # no URL at all: whoever opens the model says so
         return [_UNKNOWN]
-    host = parts.hostname or ""
-    of_host = [
-        entry for entry in teachers() if any(fnmatchcase(host, name) for name in entry.hosts)
-    ]
-    of_name = _by_name(parts.fragment)
+    host, of_name = parts.hostname or "", _by_name(parts.fragment)
+    of_host = [each for each in teachers() if any(fnmatchcase(host, name) for name in each.hosts)]
     if of_host or _is_own(host):
         return of_host + [entry for entry in of_name if entry not in of_host] or [_UNKNOWN]
     # Somebody else's server has terms of its own, which we do not know, whatever it serves.
