@@ -147,7 +147,7 @@ def _tiles(
         {"title": "Accounts for review", "big": f"{facts['decisions']['review']:,}",
          "note": f"of {facts['accounts']:,} in {facts['events']:,} requests over "
          f"{facts['hours'] / 24:.1f} days"},
-        {"title": "Value at list price", "big": f"${sum(usd):,.0f}" if usd else "not known",
+        {"title": "Value at list price", "big": _dollars(sum(usd)) if usd else "not known",
          "note": f"from {priced:,} of {exchanges:,} exchanges of campaigns for review"},
         {"title": "False alarms to expect",
          "big": "not known" if campaigns is None else f"{campaigns:.2g}",
@@ -195,7 +195,7 @@ def _campaign(one: Mapping[str, Any]) -> dict[str, Any]:
         "id": one["id"], "decision": one["decision"], "accounts": one["accounts"],
         "exchanges": one["exchanges"], "capability": one["capability"].replace("_", " "),
         "q": one["q_value"], "families": ", ".join(one["families"]) or "none",
-        "usd": None if usd is None else f"${usd:,.0f}",
+        "usd": None if usd is None else _dollars(usd),
         "days": f"{one['first_seen'][:10]} to {one['last_seen'][:10]}",
     }  # fmt: skip
 
@@ -206,6 +206,10 @@ def _words(family: str, evidence: Sequence[Mapping[str, Any]]) -> str:
     if timing:
         return _TIMING[min(timing, key=lambda found: found["p_value"])["test"]]
     return _FAMILIES.get(family, family)
+
+
+def _dollars(usd: float) -> str:
+    return f"${usd:,.0f}" if usd >= 10 else f"${usd:.2f}"
 
 
 def _task(capability: str) -> str:

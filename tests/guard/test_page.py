@@ -43,8 +43,8 @@ FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def text_of(folder: Path, **facts: Any) -> str:
-    page = write_page(folder, [CAMPAIGN], ACCOUNTS, FACTS | facts).read_text("utf-8")
+def text_of(folder: Path, campaign: dict[str, Any] = CAMPAIGN, **facts: Any) -> str:
+    page = write_page(folder, [campaign], ACCOUNTS, FACTS | facts).read_text("utf-8")
     needs_nothing_but_itself(page)
     return " ".join(Page(page).text.split())
 
@@ -67,6 +67,18 @@ def test_a_value_says_of_how_many_exchanges_it_is(tmp_path: Path) -> None:
     text = text_of(tmp_path)
     assert "$12: tokens at the list price of the settings, from 31 of 40 exchanges." in text
     assert "from 31 of 40 exchanges of campaigns for review" in text
+
+
+def test_a_small_value_is_not_none(tmp_path: Path) -> None:
+    text = text_of(tmp_path, CAMPAIGN | {"estimate": CAMPAIGN["estimate"] | {"usd": 0.314}})
+    assert "$0.31: tokens" in text
+    assert "$0 " not in text
+
+
+def test_a_campaign_without_a_task_is_not_headed_by_one(tmp_path: Path) -> None:
+    assert "c-1: 1 accounts, rubric grading" in text_of(tmp_path)
+    other = text_of(tmp_path, CAMPAIGN | {"capability": "other"})
+    assert "c-1: 1 accounts 1 accounts of 1 unrelated customers" in other
 
 
 def test_names_of_models_are_left_as_they_are(tmp_path: Path) -> None:
