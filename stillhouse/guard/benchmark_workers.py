@@ -96,6 +96,8 @@ _THROUGH = ""
 
 def _work(todo: Any, told: Any, work: Path, keep: frozenset[str]) -> None:
     """Take groups of steps until there are none left."""
+    # What a script starts in the background ignores interrupts; these processes end by one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Thread(target=_end_with_caller, daemon=True).start()
     try:
         while (group := todo.get()) is not None:

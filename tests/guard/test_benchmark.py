@@ -219,10 +219,12 @@ def test_a_process_that_is_killed_ends_the_benchmark(tmp_path: Path) -> None:
         list(run_side_by_side(steps(killed), tmp_path, 2, keep=frozenset()))
 
 
-def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupts", ["default_int_handler", "SIG_IGN"])
+def test_processes_end_with_the_one_that_began_them(tmp_path: Path, interrupts: str) -> None:
     write_key(tmp_path / "key")
     code = (
-        "import sys\nfrom pathlib import Path\n"
+        f"import signal, sys\nsignal.signal(signal.SIGINT, signal.{interrupts})\n"
+        "from pathlib import Path\n"
         "from stillhouse.guard.benchmark_workers import run_side_by_side\n"
         "from tests.guard.test_benchmark import slow, steps\n"
         "if __name__ == '__main__':\n"
