@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from stillhouse.exchange import (
     message,
 )
 
-__all__ = ["ROLES", "Prompt", "Unfit", "prompt_of", "with_own_id"]
+__all__ = ["ROLES", "Prompt", "Unfit", "prompt_of", "tool_form", "with_own_id"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _OWN_KEYS = frozenset(["id", "prompt_id", "messages", "prompt", "system", "tools", "labels"])
@@ -155,6 +155,20 @@ def _tool(tool: Any) -> Tool:
         description=_maybe_text(function.get("description"), "tools.description"),
         parameters=None if parameters is None else _as_json(parameters, "tools.parameters"),
     )
+
+
+def tool_form(tool: Tool, read: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+    """A tool in chat form, the schema of its arguments read by `read`.
+
+    Raises:
+        ValueError: parameters that are not JSON, unless `read` takes them.
+    """
+    form: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        form["description"] = tool.description
+    if tool.parameters is not None:
+        form["parameters"] = read(tool.parameters)
+    return {"type": "function", "function": form}
 
 
 def _as_json(value: Any, name: str) -> str:

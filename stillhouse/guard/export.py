@@ -2,10 +2,9 @@
 
 In: a scan's folder, a campaign's id, logs. Out: a store of the exchanges of its sub-stream: of the
 requests that link the campaign, found by what was asked; of an answer the scan has read its number
-of tokens and no word. Where
-the provider keeps what it served in a store, its own exchanges are written in the logs' place: with
-the sampling settings that logs leave out, and under the ids that an escrow committed to; logs
-without answers will do then.
+of tokens and no word. Where the provider keeps what it served in a store, its own exchanges are
+written in the logs' place: with the sampling settings that logs leave out, and under the ids that
+an escrow committed to; logs without answers will do then.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ class _Range:
             }  # fmt: skip
             # A campaign's own tools are part of its task; an agent program's are left out, since
             # few small teachers have a template that takes any.
-            if own_tools := self.texts[source - 1].tools():
+            if own_tools := self.texts[source - 1].tools:
                 asked["tools"] = own_tools
             files[campaign].write(orjson.dumps(asked, option=orjson.OPT_APPEND_NEWLINE))
             return self.lines.line(accounts, row, events, at, messages, tools, answer)
@@ -258,7 +258,7 @@ class _Range:
         """A campaign's request. Through an agent program, it goes as that program sends things."""
         text, size = self.texts[source - 1], int(events.prompt_bytes[at])
         context = self.benign_text.context(accounts, row)
-        tools = text.tools()
+        tools = text.tools
         before: list[dict[str, Any]] = []
         if context.tools is not None:
             before = [{"role": "system", "content": context.system}]

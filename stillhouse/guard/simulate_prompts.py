@@ -15,6 +15,7 @@ from typing import Any
 from stillhouse.errors import DataError
 from stillhouse.exchange import Exchange
 from stillhouse.log_records import parsed_text
+from stillhouse.messages import tool_form
 from stillhouse.store import Store
 
 __all__ = ["Answers", "offered", "read_pool"]
@@ -129,12 +130,4 @@ class Answers:
 
 def offered(answer: Exchange) -> list[dict[str, Any]]:
     """The tools that were offered when this was answered, in chat form."""
-    forms = []
-    for tool in answer.tools:
-        form: dict[str, Any] = {"name": tool.name}
-        if tool.description is not None:
-            form["description"] = tool.description
-        if tool.parameters is not None:
-            form["parameters"] = parsed_text(tool.parameters)
-        forms.append({"type": "function", "function": form})
-    return forms
+    return [tool_form(tool, parsed_text) for tool in answer.tools]

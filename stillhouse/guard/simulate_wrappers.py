@@ -8,6 +8,7 @@ of innocent programs and from every detector.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from stillhouse.guard.simulate_settings import CampaignSettings
@@ -66,6 +67,7 @@ class CampaignText:
         image = {"type": "image_url", "image_url": {"url": f"{_PIXEL}{mix(self.seed, number)}"}}
         return [{"role": "user", "content": [{"type": "text", "text": text}, image]}]
 
+    @cached_property
     def tools(self) -> list[dict[str, Any]] | None:
         """Tool definitions sent as parameters, where the settings ask for that."""
         if not self._structured:

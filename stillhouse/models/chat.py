@@ -17,6 +17,7 @@ import numpy as np
 
 from stillhouse.errors import ModelError, TransportError
 from stillhouse.exchange import Exchange, Logprobs, Message, Part, Request, Response, Tool, ToolCall
+from stillhouse.messages import tool_form
 
 __all__ = ["chat_messages", "chat_tools", "logprob_columns", "to_exchange"]
 
@@ -69,22 +70,17 @@ def chat_tools(tools: Sequence[Tool], where: str) -> list[dict[str, Any]]:
     Raises:
         ModelError: a tool's parameters are not JSON.
     """
-    return [{"type": "function", "function": _tool(tool, where)} for tool in tools]
+    return [_tool(tool, where) for tool in tools]
 
 
 def _tool(tool: Tool, where: str) -> dict[str, Any]:
-    form: dict[str, Any] = {"name": tool.name}
-    if tool.description is not None:
-        form["description"] = tool.description
-    if tool.parameters is not None:
-        try:
-            form["parameters"] = json.loads(tool.parameters)
-        except ValueError as problem:
-            raise ModelError(
-                where, f"the parameters of tool '{tool.name}' are not JSON ({problem})",
-                "a JSON schema", "Correct the tool's definition in the prompt file",
-            ) from problem  # fmt: skip
-    return form
+    try:
+        return tool_form(tool)
+    except ValueError as problem:
+        raise ModelError(
+            where, f"the parameters of tool '{tool.name}' are not JSON ({problem})",
+            "a JSON schema", "Correct the tool's definition in the prompt file",
+        ) from problem  # fmt: skip
 
 
 def to_exchange(
